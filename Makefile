@@ -1,0 +1,39 @@
+# make ablation: the first table.  make test: lint and the whole suite.  make bench: the speed suite.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+WORKDIR ?= runs/first
+BENCH_WORKDIR ?= runs/bench
+# The CPU build of PyTorch, the peer of `make bench`, has an index of its own.
+TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
+
+.PHONY: ablation test lint bench clean
+
+ablation: $(VENV)/core.ok
+	$(PYTHON) -m experiments.ablate --config=configs/ablations/first.py --workdir=$(WORKDIR)
+
+test: $(VENV)/test.ok lint
+	$(PYTHON) -m pytest
+
+lint: $(VENV)/test.ok
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+bench: $(VENV)/bench.ok
+	$(PYTHON) -m experiments.bench --suite=step --workdir=$(BENCH_WORKDIR)
+
+$(VENV)/core.ok: requirements.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet uv
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) -r requirements.txt
+	touch $@
+
+$(VENV)/test.ok: $(VENV)/core.ok pyproject.toml
+	$(PYTHON) -m uv pip install --quiet --python $(PYTHON) -r requirements.txt -r pyproject.toml --extra test
+	touch $@
+
+$(VENV)/bench.ok: $(VENV)/core.ok
+	$(PYTHON) -m pip install --quiet torch==2.13.0 $(TORCH_INDEX)
+	touch $@
+
+clean:
+	rm -rf $(VENV)
