@@ -1,0 +1,68 @@
+"""How tokens mix: one mechanism a file, all with one contract.
+
+A variant is a module, here or in a fork's own package, that exposes
+
+- `Config`: a frozen keyword-only dataclass that validates itself, usually a subclass of `Heads`;
+- `attend(config, query, key, value, mask) -> out`: the pure function, over projected heads;
+- `reference(config, query, key, value, mask) -> out`: the same, slow and obvious, in float32;
+- `Attention`: the Linen module around it, usually an empty subclass of `Shell`;
+- `flops(config, mask, *, D, T, S) -> {part: Work}`: what one example costs, in closed form;
+- `SUPPORTS`: the kinds of `Mask.kinds` it honours, and "cross" if the keys may be of another sequence;
+- `SIMULATED`: True if it only masks a dense product, so that it saves no work;
+- `DENSE_WHEN`: the fields at which it must equal `dense`, or None where no such setting exists;
+- `CASES`: the fields under which the conformance suite runs it.
+
+Shapes are query [B, T, N, H]; key and value [B, S, K, H] where K divides N; out [B, T, N, H].
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinyattn import registry
+from tinyattn.attention._shell import (
+    Heads,
+    Shell,
+    Work,
+    check,
+    check_shapes,
+    merge,
+    project,
+    projection_flops,
+    repeat_heads,
+)
+
+__all__ = [
+    "Heads",
+    "Shell",
+    "Work",
+    "build",
+    "check",
+    "check_shapes",
+    "load",
+    "merge",
+    "names",
+    "project",
+    "projection_flops",
+    "repeat_heads",
+    "spec",
+]
+
+
+def names() -> tuple[str, ...]:
+    """The variants of this package."""
+    return registry.names(__name__)
+
+
+def load(name: str):
+    """The module of a variant, by file name or by dotted name from anywhere."""
+    return registry.load(__name__, name)
+
+
+def spec(name: str, **fields: Any) -> registry.Spec:
+    """A config section for a variant: `spec("window", window=16)`."""
+    return registry.spec(__name__, name, **fields)
+
+
+def build(section: Mapping[str, Any]):
+    """The module and `Config` of a section."""
+    return registry.build(__name__, section)

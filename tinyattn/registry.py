@@ -1,0 +1,126 @@
+"""The file name is the registry: a name in a config is a module, its fields a dataclass.
+
+`names`, `load`, `spec` and `build` serve every folder whose files are interchangeable parts
+(attention variants, weight schemes, tasks). A dotted name imports a module from anywhere, so a fork
+adds a file of its own and touches none here.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+
+class Spec(dict):
+    """A complete config section: `name` and every field of that module's `Config`.
+
+    `given` holds what the author wrote, so that a table row which swaps one part for another can tell
+    a choice from a default (see `replace`).
+    """
+
+    given: dict[str, Any]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Says which of the valid names are meant, for the end of an error message.
+
+    >>> nearest("windw", ["dense", "linear", "window"])
+    "did you mean 'window'? Valid names: dense, linear, window"
+    """
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Valid names: {', '.join(valid)}"
+
+
+def names(package: str) -> tuple[str, ...]:
+    """The parts that a package offers: its public modules, sorted."""
+    path = importlib.import_module(package).__path__
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")))
+
+
+def load(package: str, name: str) -> ModuleType:
+    """Imports the part called `name` from the package, or from anywhere if the name is dotted.
+
+    Raises:
+      ValueError: No such module; the message lists the valid names.
+    """
+    if "." in name:
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ValueError(
+                f"no module called {name!r} can be imported; install its package or put its folder"
+                f" on PYTHONPATH"
+            )
+        return importlib.import_module(name)
+    if name not in names(package):
+        raise ValueError(f"{package} has no {name!r}; {nearest(name, names(package))}")
+    return importlib.import_module(f"{package}.{name}")
+
+
+def _check_fields(name: str, config_class: type, fields: Iterable[str]) -> None:
+    valid = {f.name for f in dataclasses.fields(config_class)}
+    for field in fields:
+        if field not in valid:
+            raise ValueError(f"{name!r} has no field {field!r}; {nearest(field, valid)}")
+
+
+def spec(package: str, name: str, **given: Any) -> Spec:
+    """A config section with every field visible, so that each can be overridden and is recorded.
+
+    Raises:
+      ValueError: Unknown name or field, or values that the part's `Config` refuses.
+    """
+    config_class = load(package, name).Config
+    _check_fields(name, config_class, given)
+    section = Spec(name=name, **dataclasses.asdict(config_class(**given)))
+    section.given = given
+    return section
+
+
+def build(package: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """The module and the validated `Config` that a section describes.
+
+    Raises:
+      ValueError: The section's fields are not exactly those of the part it names, as when the name
+        alone was overridden; a stale field is never ignored.
+    """
+    fields = dict(section)
+    name = fields.pop("name", None)
+    if name is None:
+        raise ValueError(f"a section of {package} needs a 'name'; it has {sorted(fields)}")
+    module = load(package, name)
+    valid = {f.name for f in dataclasses.fields(module.Config)}
+    if set(fields) != valid:
+        stale, absent = sorted(set(fields) - valid), sorted(valid - set(fields))
+        raise ValueError(
+            f"the section of {package} named {name!r} has the fields of another part"
+            f" (not its own: {stale}; missing: {absent}): overriding 'name' alone keeps the old"
+            f" fields; choose a part in the config file or in its argument, by spec({name!r}, ...)"
+        )
+    return module, module.Config(**fields)
+
+
+def replace(package: str, old: Mapping[str, Any], new: Spec) -> Spec:
+    """Swaps one part for another, keeping only what both inherit from one base `Config`.
+
+    A window that replaces dense attention keeps the number of heads, which both take from `Heads`,
+    unless the author gave one; no field of the old part's own survives.
+    """
+    kept: dict[str, Any] = {}
+    old_class = load(package, old["name"]).Config
+    new_class = load(package, new["name"]).Config
+    for base in new_class.__mro__:
+        if dataclasses.is_dataclass(base) and issubclass(old_class, base):
+            kept = {f.name: old[f.name] for f in dataclasses.fields(base) if f.name in old}
+            break
+    if old["name"] == new["name"]:
+        kept = {}
+    return spec(package, new["name"], **{**kept, **new.given})
