@@ -1,9 +1,9 @@
 """Checkpoints that a run can be killed over: verified on reading, tied to one configuration.
 
 Orbax gives the atomic write, the pruning and the clean-up; on its own it restores a flipped byte
-without a word, so a checksum over everything and the digest of the run's config lie beside the data.
+without a word, so a checksum of everything and the digest of the run's config lie beside the data.
 All leaves go into one vector of bytes: orbax spends its time per array, so that is some four times
-faster to save than a tree, and no dtype or shape takes another path than the others.
+faster to save than a tree, and every dtype and shape takes the same path.
 """
 
 import contextlib
@@ -16,33 +16,22 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-OVERHEAD = 0.01
-"""Share of a run's wall time that saving may take."""
+OVERHEAD = 0.01  # the share of a run's wall time that saving may take
+FIRST_COST = 0.25  # what a save is assumed to take until one has been measured (seconds)
 
-FIRST_COST = 0.25
-"""Seconds a save is assumed to take until one has been measured."""
-
-Layout = list[list[Any]]
-"""[path, dtype, shape] of every leaf, in the order of its bytes; equal to itself after JSON."""
+Layout = list[list[Any]]  # [path, dtype, shape] of every leaf in the order of the bytes, as JSON
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run, in a folder of their own; for one process.
 
     The folder is made by the first save. Reading changes nothing on disk.
-
-    Attributes:
-      directory: Holds one folder a step.
-      digest: Names the configuration that the steps belong to.
-      keep: How many steps stay, the newest; with one there is nothing to fall back to.
-      every_seconds: How long to wait between saves (seconds); 0 saves at every opportunity, None
-        waits until saving costs no more than `OVERHEAD` of the time.
     """
 
     def __init__(
@@ -56,6 +45,14 @@ class Checkpoints:
     ):
         """Starts the clock of `due`; touches no file.
 
+        Args:
+          directory: Holds one folder a step.
+          digest: Names the configuration that the steps belong to.
+          keep: How many steps stay, the newest; with one there is nothing to fall back to.
+          every_seconds: How long to wait between saves (seconds); 0 saves at every opportunity,
+            None waits until saving costs no more than `OVERHEAD` of the time.
+          clock: Read by `due` and around each save (seconds).
+
         Raises:
           ValueError: `keep` is under 1, or `every_seconds` is negative.
         """
@@ -64,12 +61,8 @@ class Checkpoints:
         if every_seconds is not None and every_seconds < 0:
             raise ValueError(f"{every_seconds=} is negative; use 0 to save whenever possible")
         self.directory = Path(directory).absolute()
-        self.digest = digest
-        self.keep = keep
-        self.every_seconds = every_seconds
-        self._clock = clock
-        self._cost = FIRST_COST
-        self._last = clock()
+        self.digest, self.keep, self.every_seconds = digest, keep, every_seconds
+        self._clock, self._last, self._cost = clock, clock(), FIRST_COST
         self._bad: list[int] = []
         self._restored = False
         self._manager: ocp.CheckpointManager | None = None
@@ -78,7 +71,7 @@ class Checkpoints:
         """True when enough time has passed since the last save, or since the start.
 
         Args:
-          now: Reading of the clock given to the constructor (seconds); None reads it.
+          now: Reading of the constructor's clock (seconds); None reads it here.
         """
         wait = self._cost / OVERHEAD if self.every_seconds is None else self.every_seconds
         return (self._clock() if now is None else now) - self._last >= wait
@@ -98,22 +91,21 @@ class Checkpoints:
             restored, `meta` is not JSON, or a leaf is not an array of numbers.
         """
         began = self._clock()
-        layout, data = _pack(state)
+        host = jax.device_get(state)  # orbax is twice as slow on device arrays
+        record = {"digest": self.digest, "layout": _layout(host), "meta": meta}
         try:
-            record = {"digest": self.digest, "layout": layout, "meta": json.loads(json.dumps(meta))}
+            record = json.loads(json.dumps(record))
         except TypeError as error:
-            raise ValueError(f"meta must be plain JSON types: {error}") from None
+            raise ValueError(f"meta must be of plain JSON types: {error}") from None
+        data = np.frombuffer(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(host)), np.uint8)
         record["crc32"] = _crc32(record, data)
+        items = {"state": ocp.args.StandardSave({"bytes": data}), "meta": ocp.args.JsonSave(record)}
         with _quiet():
             manager = self._open()
             latest = manager.latest_step()
             if latest is not None and step <= latest:
                 raise ValueError(f"{step=} must be greater than the last saved step, {latest}")
-            state_args, meta_args = (
-                ocp.args.StandardSave({"bytes": data}),
-                ocp.args.JsonSave(record),
-            )
-            manager.save(step, args=ocp.args.Composite(state=state_args, meta=meta_args))
+            manager.save(step, args=ocp.args.Composite(**items))
         self._last = self._clock()
         self._cost = self._last - began
 
@@ -138,9 +130,8 @@ class Checkpoints:
             try:
                 record, data = _read(path)
             except Exception as error:  # orbax, tensorstore and json raise kinds of their own
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                message = f"checkpoint {path} is damaged and skipped: {reason}"
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                warnings.warn(f"checkpoint {path} is damaged, skipped ({reason})", stacklevel=2)
                 self._bad.append(step)
                 continue
             if record["digest"] != self.digest:
@@ -161,19 +152,16 @@ class Checkpoints:
                 self._manager.close()
             self._manager = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exception) -> None:
         self.close()
 
     def _steps(self) -> list[int]:
-        names = [p.name for p in self.directory.glob("*") if p.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        folders = (path for path in self.directory.glob("*") if path.is_dir())
+        return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            # Without this, keep=2 would prune another configuration's steps that nobody looked at.
+            # Otherwise pruning could delete steps of another configuration that nobody looked at.
             if not self._restored and self._steps():
                 raise ValueError(
                     f"{self.directory} already holds steps {self._steps()}; call restore before"
@@ -199,37 +187,34 @@ def _read(path: Path) -> tuple[dict[str, Any], np.ndarray]:
     record, data = dict(found.meta), np.asarray(found.state["bytes"])
     stored = record.pop("crc32")
     if _crc32(record, data) != stored:
-        raise ValueError("the checksum does not hold")
+        raise ValueError(f"its checksum is not the stored {stored}")
     return record, data
 
 
 def _crc32(record: dict[str, Any], data: np.ndarray) -> int:
-    return zlib.crc32(data.tobytes(), zlib.crc32(json.dumps(record, sort_keys=True).encode()))
+    return zlib.crc32(data, zlib.crc32(json.dumps(record, sort_keys=True).encode()))
 
 
 def _layout(tree: Any) -> Layout:
-    def entry(path, leaf):
-        dtype = np.dtype(leaf.dtype)
-        if dtype.hasobject:
-            raise ValueError(f"{jax.tree_util.keystr(path)} holds Python objects, not numbers")
-        return [jax.tree_util.keystr(path), dtype.name, list(leaf.shape)]
-
-    return [entry(*item) for item in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _pack(state: Any) -> tuple[Layout, np.ndarray]:
-    arrays = jax.tree.map(np.asarray, jax.device_get(state))
-    data = b"".join(leaf.tobytes() for leaf in jax.tree.leaves(arrays))
-    return _layout(arrays), np.frombuffer(data, np.uint8)
+    layout = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name, dtype = jax.tree_util.keystr(path), getattr(leaf, "dtype", None)
+        if not isinstance(dtype, np.dtype) or dtype.hasobject:
+            raise ValueError(
+                f"state{name} is a {type(leaf).__name__} of dtype {dtype}, not an array of numbers;"
+                f" wrap it in numpy.asarray, or unwrap a typed key by jax.random.key_data"
+            )
+        layout.append([name, dtype.name, list(leaf.shape)])
+    return layout
 
 
 def _unpack(like: Any, data: np.ndarray) -> Any:
     leaves, treedef = jax.tree.flatten(like)
-    sizes = [np.dtype(leaf.dtype).itemsize * int(np.prod(leaf.shape)) for leaf in leaves]
-    pieces = np.split(data, np.cumsum(sizes)[:-1]) if leaves else []
+    ends = np.cumsum([leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in leaves])
+    pieces = np.split(data, ends[:-1])
     # The copy aligns the leaf and makes it writable.
     arrays = [
-        piece.copy().view(np.dtype(leaf.dtype)).reshape(leaf.shape)
+        piece.copy().view(leaf.dtype).reshape(leaf.shape)
         for piece, leaf in zip(pieces, leaves, strict=True)
     ]
     return treedef.unflatten(arrays)
@@ -238,16 +223,15 @@ def _unpack(like: Any, data: np.ndarray) -> Any:
 def _check_layout(path: Path, stored: Layout, wanted: Layout) -> None:
     if stored == wanted:
         return
-    here = {name: f"{dtype}{shape}" for name, dtype, shape in stored}
-    there = {name: f"{dtype}{shape}" for name, dtype, shape in wanted}
-    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
-    lines = [
-        f"{name or 'the state'} is {here.get(name, 'absent')}, expected {there.get(name, 'absent')}"
+    has, needs = ({name: f"{dtype}{shape}" for name, dtype, shape in x} for x in (stored, wanted))
+    differing = [name for name in {**has, **needs} if has.get(name) != needs.get(name)]
+    first = "; ".join(
+        f"state{name} is {has.get(name, 'absent')}, expected {needs.get(name, 'absent')}"
         for name in differing[:3]
-    ]
+    )
     raise ValueError(
-        f"checkpoint {path} has another structure ({len(differing)} leaves differ):"
-        f" {'; '.join(lines)}; use another working directory, or delete that folder"
+        f"checkpoint {path} has another structure, {len(differing)} leaves differ ({first});"
+        f" use another working directory, or delete that folder"
     )
 
 

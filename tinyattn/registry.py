@@ -18,10 +18,13 @@ from typing import Any
 class Spec(dict):
     """A complete config section: `name` and every field of that module's `Config`.
 
-    `given` holds what the author wrote, so that a table row which swaps one part for another can tell
-    a choice from a default (see `replace`).
+    Attributes:
+      package: Where the name was looked up.
+      given: What the author wrote, so that a table row which swaps one part for another can tell a
+        choice from a default (see `replace`).
     """
 
+    package: str
     given: dict[str, Any]
 
 
@@ -32,9 +35,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     "did you mean 'window'? Valid names: dense, linear, window"
     """
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}Valid names: {', '.join(valid)}"
+    more = f" and {len(valid) - 12} more" if len(valid) > 12 else ""
+    return f"{hint}Valid names: {', '.join(valid[:12])}{more}"
 
 
 def names(package: str) -> tuple[str, ...]:
@@ -65,11 +69,19 @@ def load(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def _check_fields(name: str, config_class: type, fields: Iterable[str]) -> None:
+def construct(config_class: type, fields: Mapping[str, Any], what: str) -> Any:
+    """A `Config` from exactly its own fields.
+
+    Raises:
+      ValueError: A field is unknown or missing, or its value is refused.
+    """
     valid = {f.name for f in dataclasses.fields(config_class)}
     for field in fields:
         if field not in valid:
-            raise ValueError(f"{name!r} has no field {field!r}; {nearest(field, valid)}")
+            raise ValueError(f"{what} has no field {field!r}; {nearest(field, valid)}")
+    if missing := sorted(valid - set(fields)):
+        raise ValueError(f"{what} lacks {', '.join(missing)}; give every field, as spec() does")
+    return config_class(**fields)
 
 
 def spec(package: str, name: str, **given: Any) -> Spec:
@@ -79,9 +91,10 @@ def spec(package: str, name: str, **given: Any) -> Spec:
       ValueError: Unknown name or field, or values that the part's `Config` refuses.
     """
     config_class = load(package, name).Config
-    _check_fields(name, config_class, given)
-    section = Spec(name=name, **dataclasses.asdict(config_class(**given)))
-    section.given = given
+    defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
+    config = construct(config_class, {**defaults, **given}, repr(name))
+    section = Spec(name=name, **dataclasses.asdict(config))
+    section.package, section.given = package, given
     return section
 
 
@@ -97,15 +110,11 @@ def build(package: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     if name is None:
         raise ValueError(f"a section of {package} needs a 'name'; it has {sorted(fields)}")
     module = load(package, name)
-    valid = {f.name for f in dataclasses.fields(module.Config)}
-    if set(fields) != valid:
-        stale, absent = sorted(set(fields) - valid), sorted(valid - set(fields))
-        raise ValueError(
-            f"the section of {package} named {name!r} has the fields of another part"
-            f" (not its own: {stale}; missing: {absent}): overriding 'name' alone keeps the old"
-            f" fields; choose a part in the config file or in its argument, by spec({name!r}, ...)"
-        )
-    return module, module.Config(**fields)
+    what = (
+        f"the section of {package} named {name!r} (overriding 'name' alone keeps the old part's"
+        f" fields: choose a part in the config file or its argument, by spec({name!r}, ...))"
+    )
+    return module, construct(module.Config, fields, what)
 
 
 def replace(package: str, old: Mapping[str, Any], new: Spec) -> Spec:

@@ -170,11 +170,13 @@ class Shell(nn.Module):
 
     config: Heads
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, inputs, memory=None, *, mask: Mask = Mask(), rotate: Rotate | None = None):
-        variant, init = sys.modules[type(self).__module__], self.kernel_init
+        variant = sys.modules[type(self).__module__]
         check(variant.__name__, variant.SUPPORTS, mask, cross=memory is not None)
+        init = self.kernel_init
         heads = project(self.config, inputs, memory, rotate=rotate, kernel_init=init)
         out = variant.attend(self.config, *heads, mask)
-        return merge(out, inputs.shape[-1], kernel_init=init)
+        return merge(out, inputs.shape[-1], kernel_init=self.out_init)
