@@ -69,17 +69,38 @@ def load(package: str, name: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
+def defaults(config_class: type) -> dict[str, Any]:
+    """The default of every field of a `Config` that has one."""
+    found = {}
+    for field in dataclasses.fields(config_class):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def known(config_class: type, fields: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """The fields themselves, all of which the `Config` must have.
+
+    Raises:
+      ValueError: A field that it does not have; the message lists the nearest.
+    """
+    valid = [f.name for f in dataclasses.fields(config_class)]
+    for field in fields:
+        if field not in valid:
+            raise ValueError(f"{what} has no field {field!r}; {nearest(field, valid)}")
+    return fields
+
+
 def construct(config_class: type, fields: Mapping[str, Any], what: str) -> Any:
     """A `Config` from exactly its own fields.
 
     Raises:
       ValueError: A field is unknown or missing, or its value is refused.
     """
-    valid = {f.name for f in dataclasses.fields(config_class)}
-    for field in fields:
-        if field not in valid:
-            raise ValueError(f"{what} has no field {field!r}; {nearest(field, valid)}")
-    if missing := sorted(valid - set(fields)):
+    fields = dict(known(config_class, fields, what))
+    if missing := [f.name for f in dataclasses.fields(config_class) if f.name not in fields]:
         raise ValueError(f"{what} lacks {', '.join(missing)}; give every field, as spec() does")
     return config_class(**fields)
 
@@ -91,8 +112,7 @@ def spec(package: str, name: str, **given: Any) -> Spec:
       ValueError: Unknown name or field, or values that the part's `Config` refuses.
     """
     config_class = load(package, name).Config
-    defaults = {f.name: f.default for f in dataclasses.fields(config_class)}
-    config = construct(config_class, {**defaults, **given}, repr(name))
+    config = config_class(**known(config_class, given, repr(name)))
     section = Spec(name=name, **dataclasses.asdict(config))
     section.package, section.given = package, given
     return section

@@ -118,8 +118,10 @@ def _call(eqn: JaxprEqn, known: Mapping, path: tuple[str, ...]) -> Flops:
     cost = _walk(inner, values(eqn.invars, known), (*path, _label(eqn)))
     if eqn.primitive.name != "shard_map":
         return cost
-    sizes = dict(eqn.params["mesh"].shape)
-    return _times(cost, math.prod(sizes[axis] for axis in eqn.params["newly_manual_axes"]))
+    axes = eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes"))
+    if axes is None:
+        raise _uncountable(eqn, path, f"none of its parameters {sorted(eqn.params)} names its axes")
+    return _times(cost, math.prod(eqn.params["mesh"].shape[axis] for axis in axes))
 
 
 def _scan(eqn: JaxprEqn, known: Mapping, path: tuple[str, ...]) -> Flops:

@@ -1,7 +1,7 @@
 """What each JAX primitive costs when its equation alone decides it, as tables by primitive name.
 
-A primitive is in exactly one table. One that is in none raises `Uncountable`, so a new release of JAX
-or a new kernel can make a count fail, never make it wrong. Names of several releases live side by
+A primitive is in exactly one table. One that is in none raises `Uncountable`, so that a new release
+of JAX or a new kernel can make a count fail but not wrong. Names of several releases live side by
 side.
 """
 

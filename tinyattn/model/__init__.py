@@ -1,0 +1,123 @@
+"""A pre-norm Transformer encoder classifier, built from a config.
+
+Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; pre-norm as Xiong et al. 2020,
+  https://arxiv.org/abs/2002.04745; patches as Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929;
+  token types, pooler and sizes as Devlin et al. 2019, https://arxiv.org/abs/1810.04805; factorised
+  embeddings as Lan et al. 2020, https://arxiv.org/abs/1909.11942, section 3.1.
+Differs: BERT and ALBERT are post-norm; here the norm after the embeddings stands after the last block
+  instead, with the same number of parameters (ALBERT's is as wide as the embedding, ours as the model).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tinyattn import attention, masks, registry
+from tinyattn.masks import Mask
+from tinyattn.model._config import INPUTS, POOLS, POSITIONS, Config, length
+from tinyattn.model._layers import Block, Embedding, cut, dense, dropout, pool, rotate, sinusoids
+
+__all__ = [
+    "INPUTS",
+    "POOLS",
+    "POSITIONS",
+    "Block",
+    "Config",
+    "Embedding",
+    "Encoder",
+    "build",
+    "cut",
+    "dropout",
+    "length",
+    "mask",
+    "pool",
+    "rotate",
+    "sinusoids",
+    "spec",
+    "unneeded_flops",
+]
+
+
+def spec(**given: Any) -> dict[str, Any]:
+    """A config section for the model, every field visible: `spec(width=48, num_layers=2)`."""
+    return registry.defaults(Config) | registry.known(Config, given, "model")
+
+
+def build(section: Mapping[str, Any]) -> "Encoder":
+    """The model of a config section.
+
+    Raises:
+      ValueError: Unknown fields or values; before anything is compiled.
+    """
+    return Encoder(registry.construct(Config, section, "model"))
+
+
+class Encoder(nn.Module):
+    """Embedding, L blocks, norm, pool, head."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, inputs, key_valid=None, token_types=None, rng=None):
+        """Logits float32 [B, num_classes], or the pooled vector [B, D] without a head.
+
+        Args:
+          inputs: [B, T] ids or [B, height, width, channels] images.
+          key_valid: bool [B, T], False at padding; None where there is none.
+          token_types: int [B, T]; None is all zeros.
+          rng: For dropout, in training; None is evaluation.
+        """
+        config = self.config
+        seen = mask(config, key_valid)
+        rngs = (None,) * 2 if rng is None else jax.random.split(rng)
+        x = Embedding(config, name="embedding")(inputs, token_types)
+        x = dropout(x, config.dropout, rngs[0])
+        x = self._layers(x, seen, rngs[1])
+        x = nn.LayerNorm(dtype=x.dtype, name="norm")(x)
+        pooled = pool(x, seen.key_valid, config.pool)
+        if config.pooler:
+            pooled = jnp.tanh(dense(config, config.width, "pooler", pooled))
+        if not config.num_classes:
+            return pooled
+        return dense(config, config.num_classes, "head", pooled.astype(jnp.float32))
+
+    def _layers(self, x, seen: Mask, rng):
+        config = self.config
+        names = [f"block_{i}" for i in range(config.num_layers)]
+
+        def layer_rng(i):
+            return None if rng is None else jax.random.fold_in(rng, i)
+
+        if not config.scan or self.is_initializing():
+            for i, name in enumerate(names):
+                x = Block(config, name=name)(x, seen, layer_rng(i))
+            return x
+        # Parameters stay one tree a layer, which is what weight schemes share and count.
+        params = [self.variables["params"][name] for name in names]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+        block = Block(config, parent=None)
+
+        def body(x, layer):
+            i, layer_params = layer
+            return block.apply({"params": layer_params}, x, seen, layer_rng(i)), None
+
+        return jax.lax.scan(body, x, (jnp.arange(config.num_layers), stacked))[0]
+
+
+def mask(config: Config, key_valid: jax.Array | None) -> Mask:
+    """The mask of all layers: padding, with the class token always seen."""
+    if key_valid is None:
+        return Mask()
+    if config.pool == "cls":
+        key_valid = jnp.pad(key_valid, ((0, 0), (1, 0)), constant_values=True)
+    return masks.padding(key_valid)
+
+
+def unneeded_flops(config: Config, T: int, seen: Mask = Mask()) -> float:
+    """Executed less useful FLOPs of all layers for one example: pairs that no mask allows."""
+    variant, fields = attention.build(config.attention)
+    work = variant.flops(fields, seen, D=config.width, T=T, S=T).values()
+    return config.num_layers * sum(part.executed - part.useful for part in work)

@@ -1,0 +1,112 @@
+"""What a model is made of, checked before anything is compiled."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from tinyattn import attention, initializers, registry
+
+INPUTS = ("tokens", "patches")
+POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+POOLS = ("mean", "cls", "first")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """
+    Attributes:
+      inputs: `tokens` (ids [B, T]) or `patches` (images [B, height, width, channels]).
+      patch: Side of a patch (pixels); 1 makes every pixel a token.
+      vocab_size: Token ids (V).
+      token_types: Kinds of token with an embedding of their own, as BERT's two sentences; 0 is none.
+      max_length: Positions for which a learned embedding exists, the class token included.
+      width: Of the model (D).
+      embed_width: Of the embeddings, projected to `width`; 0 is `width` itself (not factorised).
+      num_layers: L.
+      ffn_width: Of the feed-forward layer (F).
+      attention: Section of the variant, see `attention.spec`.
+      positions: `learned`, `sinusoidal`, `rotary` (in every layer) or `none`.
+      pool: `mean` over tokens, `cls` (a learned token put first) or `first` (the first token given).
+      pooler: Whether a tanh layer follows the pool, as in BERT.
+      num_classes: Of the head; 0 is no head, the pooled vector is returned.
+      dropout: Rate, after the embeddings and before each residual sum.
+      init: Name in `initializers.INITIALIZERS`.
+      depth_scaling: Of the kernels that write to the residual stream, see `initializers.residual`.
+      scan: Runs the layers as one `lax.scan`, which compiles faster; the numbers are the same.
+      dtype: Of the computation, `float32` or `bfloat16`; parameters, softmax and logits are float32.
+    """
+
+    inputs: str = "patches"
+    patch: int = 2
+    vocab_size: int = 0
+    token_types: int = 0
+    max_length: int = 512
+    width: int = 48
+    embed_width: int = 0
+    num_layers: int = 2
+    ffn_width: int = 96
+    attention: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: attention.spec("dense")
+    )
+    positions: str = "learned"
+    pool: str = "mean"
+    pooler: bool = False
+    num_classes: int = 10
+    dropout: float = 0.0
+    init: str = "lecun_normal"
+    depth_scaling: str = "none"
+    scan: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name, valid in (
+            ("inputs", INPUTS),
+            ("positions", POSITIONS),
+            ("pool", POOLS),
+            ("init", tuple(initializers.INITIALIZERS)),
+            ("depth_scaling", initializers.SCALINGS),
+            ("dtype", ("float32", "bfloat16")),
+        ):
+            if getattr(self, name) not in valid:
+                value = getattr(self, name)
+                raise ValueError(f"model.{name}={value!r}; {registry.nearest(value, valid)}")
+        for name in ("patch", "max_length", "width", "num_layers", "ffn_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.inputs == "tokens" and self.vocab_size < 1:
+            raise ValueError(f"model.vocab_size={self.vocab_size}: tokens need a vocabulary")
+        if self.inputs == "patches" and self.token_types:
+            raise ValueError(f"model.token_types={self.token_types}: patches have no token types")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout} must be a rate in [0, 1)")
+        module, heads = attention.build(self.attention)
+        if isinstance(heads, attention.Heads):
+            head_width = heads.width(self.width)
+            if self.positions == "rotary" and head_width % 2:
+                raise ValueError(f"rotary positions turn pairs: head width {head_width} is odd")
+
+    @property
+    def embedding(self) -> int:
+        """Width of the embeddings."""
+        return self.embed_width or self.width
+
+
+def length(config: Config, inputs: jax.Array) -> int:
+    """Number of tokens (T) that the layers see for these inputs."""
+    if config.inputs == "tokens":
+        T = inputs.shape[1]
+    else:
+        if inputs.ndim != 4:
+            raise ValueError(f"patches need images [B, height, width, channels]: {inputs.shape}")
+        height, width = inputs.shape[1:3]
+        if height % config.patch or width % config.patch:
+            raise ValueError(
+                f"model.patch={config.patch} must divide the image's sides {height}x{width}"
+            )
+        T = (height // config.patch) * (width // config.patch)
+    T += config.pool == "cls"
+    if config.positions == "learned" and T > config.max_length:
+        raise ValueError(f"{T} tokens; raise model.max_length={config.max_length}")
+    return T

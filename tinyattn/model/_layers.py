@@ -1,0 +1,127 @@
+"""The parts of the encoder: embeddings, blocks, pooling."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tinyattn import attention, initializers
+from tinyattn.masks import Mask
+from tinyattn.model._config import Config, length
+
+
+def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of x and scales up the rest; without an rng, x itself."""
+    if rng is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
+    """Turns pairs of features of [B, T, N, H] by angles that grow with the position.
+
+    Source: Su et al. 2021, "RoFormer", https://arxiv.org/abs/2104.09864, equation 34.
+    Differs: feature i pairs with i + H / 2 instead of its neighbour.
+    """
+    half = x.shape[-1] // 2
+    angles = jnp.arange(x.shape[1])[:, None] / base ** (jnp.arange(half) / half)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = [first * cos - second * sin, first * sin + second * cos]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def sinusoids(T: int, width: int) -> jax.Array:
+    """The fixed table [T, width] of Vaswani et al. 2017, section 3.5, sines first."""
+    half = (width + 1) // 2
+    angles = jnp.arange(T)[:, None] / 10_000.0 ** (jnp.arange(half) / half)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :width]
+
+
+def dense(config: Config, features: int, name: str, x: jax.Array, init=None) -> jax.Array:
+    init = init or initializers.kernel(config.init)
+    return nn.Dense(features, dtype=x.dtype, kernel_init=init, name=name)(x)
+
+
+class Embedding(nn.Module):
+    """Tokens or patches and their positions, [B, T, D]."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, inputs, token_types=None):
+        config, E = self.config, self.config.embedding
+        dtype = jnp.dtype(config.dtype)
+        normal = nn.initializers.truncated_normal(0.02)
+        T = length(config, inputs)
+        if config.inputs == "tokens":
+            x = nn.Embed(config.vocab_size, E, embedding_init=normal, name="tokens")(inputs)
+            x = x.astype(dtype)
+        else:
+            x = dense(config, E, "patches", cut(inputs, config.patch).astype(dtype))
+        if config.pool == "cls":
+            first = self.param("cls", normal, (1, 1, E)).astype(dtype)
+            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, E)), x], axis=1)
+        if config.positions == "learned":
+            x += self.param("positions", normal, (config.max_length, E))[:T].astype(dtype)
+        elif config.positions == "sinusoidal":
+            x += sinusoids(T, E).astype(dtype)
+        if config.token_types:
+            types = jnp.zeros(inputs.shape, jnp.int32) if token_types is None else token_types
+            embed = nn.Embed(config.token_types, E, embedding_init=normal, name="token_types")
+            x += embed(types).astype(dtype)
+        return x if config.width == E else dense(config, config.width, "project", x)
+
+
+def cut(images: jax.Array, patch: int) -> jax.Array:
+    """[B, height, width, channels] to [B, T, patch * patch * channels], row by row."""
+    B, height, width, channels = images.shape
+    rows, columns = height // patch, width // patch
+    x = images.reshape(B, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, rows * columns, patch * patch * channels)
+
+
+class FeedForward(nn.Module):
+    """Up, GELU (tanh form), down."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        out = initializers.residual(config.init, config.depth_scaling, config.num_layers)
+        hidden = nn.gelu(dense(config, config.ffn_width, "up", x))
+        return dense(config, config.width, "down", hidden, out)
+
+
+class Block(nn.Module):
+    """One pre-norm layer."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x, mask: Mask, rng=None):
+        config = self.config
+        variant, fields = attention.build(config.attention)
+        rngs = (None, None) if rng is None else jax.random.split(rng)
+        mix = variant.Attention(
+            fields,
+            kernel_init=initializers.kernel(config.init),
+            out_init=initializers.residual(config.init, config.depth_scaling, config.num_layers),
+            name="attention",
+        )
+        turn = rotate if config.positions == "rotary" else None
+        y = mix(nn.LayerNorm(dtype=x.dtype, name="norm_attention")(x), mask=mask, rotate=turn)
+        x += dropout(y, config.dropout, rngs[0])
+        y = FeedForward(config, name="ffn")(nn.LayerNorm(dtype=x.dtype, name="norm_ffn")(x))
+        return x + dropout(y, config.dropout, rngs[1])
+
+
+def pool(x: jax.Array, key_valid, how: str) -> jax.Array:
+    """[B, T, D] to [B, D]: the mean over tokens that are not padding, or the first token."""
+    if how != "mean":
+        return x[:, 0]
+    if key_valid is None:
+        return x.mean(axis=1)
+    weights = key_valid[..., None].astype(x.dtype)
+    return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)

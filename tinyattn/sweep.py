@@ -1,0 +1,232 @@
+"""A table of runs: rows of changes to one config, each run once, each remembered.
+
+An ablation file has `get_config(arg)` for the base, whose `seeds` are the table's, and `rows()`, which
+yields `name, {dotted.key: value}`. A run's id is the hash of its resolved config, so running a table
+again is free, and a new row or seed costs only itself.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from tinyattn import attention, config, cost, records, train
+from tinyattn.checkpoint import Checkpoints
+
+Changes = Mapping[str, Any]
+Rows = Iterable[tuple[str, Changes]]
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Changes]]:
+    """Every combination of the axes' values, named by them: grid({"optim.learning_rate": [1e-3]})."""
+    for values in itertools.product(*axes.values()):
+        yield _named(axes, values)
+
+
+def zipped(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Changes]]:
+    """The axes' values side by side, which must be equally many."""
+    if len({len(values) for values in axes.values()}) > 1:
+        raise ValueError(f"zipped axes differ in length: { {k: len(v) for k, v in axes.items()} }")
+    for values in zip(*axes.values(), strict=True):
+        yield _named(axes, values)
+
+
+def cross(first: Rows, second: Rows) -> Iterator[tuple[str, Changes]]:
+    """Every row of the first with every row of the second; where both set a key, the second wins."""
+    second = list(second)
+    for (name, changes), (more, others) in itertools.product(first, second):
+        yield " ".join(filter(None, (name, more))), {**changes, **others}
+
+
+def _named(axes, values) -> tuple[str, Changes]:
+    pairs = list(zip(axes, values, strict=True))
+    return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in pairs), dict(pairs)
+
+
+class Run(NamedTuple):
+    """One row under one seed."""
+
+    row: str
+    seed: int
+    config: ml_collections.ConfigDict
+    digest: str
+
+
+class Row(NamedTuple):
+    """A checked row: its program, and its runs in the order of seeds."""
+
+    name: str
+    program: train.Program
+    runs: tuple[Run, ...]
+
+
+def expand(base: ml_collections.ConfigDict, rows: Rows) -> list[Row]:
+    """Resolves and checks every row before the first one runs.
+
+    Args:
+      base: With `seeds`, which are the table's and no part of a run's config.
+      rows: Names and changes.
+
+    Raises:
+      ValueError: A row that cannot run, or a name twice; the message names the row.
+    """
+    found: dict[str, Row] = {}
+    for name, changes in rows:
+        if name in found:
+            raise ValueError(f"row {name!r}: there are two rows of this name; give each its own")
+        try:
+            resolved = config.override(base, changes)
+            seeds = tuple(resolved.seeds)
+            if not seeds or len(set(seeds)) < len(seeds):
+                raise ValueError(f"seeds={seeds} must be different integers, at least one")
+            program = train.make(resolved)
+        except ValueError as error:
+            raise ValueError(f"row {name!r}: {error}") from error
+        found[name] = Row(name, program, tuple(_run(name, seed, resolved) for seed in seeds))
+    if not found:
+        raise ValueError("the table has no row: rows() must yield at least one name and changes")
+    return list(found.values())
+
+
+def _run(name: str, seed: int, resolved: ml_collections.ConfigDict) -> Run:
+    own = config.plain(resolved)
+    del own["seeds"]
+    own["seed"] = seed
+    return Run(name, seed, own, config.digest(own))
+
+
+class Watcher:
+    """Told of what happens; a progress bar overrides what it shows."""
+
+    def table(self, done: int, total: int) -> None:
+        """`done` of `total` runs have a record."""
+
+    def start(self, row: str, seeds: Sequence[int]) -> None:
+        """These seeds of a row begin."""
+
+    def progress(self, progress: train.Progress) -> None:
+        """A dispatch is over."""
+
+
+def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -> list[dict]:
+    """Runs what has no record yet, and returns all records in the table's order.
+
+    A row that fails is recorded as failed and the others go on; it is tried again the next time.
+
+    Args:
+      table: From `expand`.
+      workdir: Gets `runs/<digest>/` and `results.jsonl`.
+      watcher: Told of progress.
+    """
+    watcher = watcher or Watcher()
+    runs = [run for row in table for run in row.runs]
+    finished = {run.digest: records.read(records.run_dir(workdir, run.digest)) for run in runs}
+
+    def gather() -> list[dict]:
+        known = [finished[run.digest] | {"row": run.row} for run in runs if finished[run.digest]]
+        records.gather(workdir, known)
+        watcher.table(sum(_ok(finished[run.digest]) for run in runs), len(runs))
+        return known
+
+    known = gather()
+    baseline = _Baseline(table[0])
+    for row in table:
+        # Two rows of one configuration are trained once and shown in both places.
+        todo = [run for run in row.runs if not _ok(finished[run.digest])]
+        size = row.program.config.seeds_per_program
+        row_costs = None
+        for group in (
+            itertools.batched(todo, size) if hasattr(itertools, "batched") else _batched(todo, size)
+        ):
+            watcher.start(row.name, [run.seed for run in group])
+            began = time.perf_counter()
+            try:
+                row_costs = row_costs or baseline.costs(row)
+                outcomes = _train(row.program, group, workdir, watcher.progress)
+            except Exception as error:  # one row must not take the others with it
+                lines = f"{type(error).__name__}: {error}".strip().splitlines()
+                outcomes = [train.Outcome(run.seed, None, 0, [], lines[0]) for run in group]
+            seconds = (time.perf_counter() - began) / len(group)
+            for run, outcome in zip(group, outcomes, strict=True):
+                record, arrays = _record(row, run, outcome, row_costs or {}, seconds)
+                records.write(records.run_dir(workdir, run.digest), record, arrays)
+                finished[run.digest] = record
+            known = gather()
+    return known
+
+
+def _ok(record: dict | None) -> bool:
+    return record is not None and record["status"] == "ok"
+
+
+def _batched(items: list, size: int) -> Iterator[tuple]:
+    for start in range(0, len(items), size):
+        yield tuple(items[start : start + size])
+
+
+class _Baseline:
+    """Times rows against the table's first, in turns, in this process."""
+
+    def __init__(self, first: Row):
+        self._first = first
+        self._call: Callable | None = None
+
+    def costs(self, row: Row) -> dict[str, Any]:
+        state = row.program.init(row.runs[0].seed)
+        ahead = train.forward(row.program, state)
+        if row is self._first:
+            self._call = ahead.call
+        elif self._call is None:
+            program = self._first.program
+            self._call = train.forward(program, program.init(self._first.runs[0].seed)).call
+        timed = cost.latency({"baseline": self._call, "row": ahead.call}, seconds=0.5)["row"]
+        found = train.costs(row.program, state, ahead)
+        found["latency_seconds"] = timed["latency_seconds"]
+        found["latency_ratio"] = 1.0 if row is self._first else timed["latency_ratio"]
+        return found
+
+
+def _train(program, group: Sequence[Run], workdir: Path, report) -> list[train.Outcome]:
+    settings = group[0].config["checkpoint"]
+    name = config.digest([run.digest for run in group]) if len(group) > 1 else group[0].digest
+    folder = records.run_dir(workdir, name) / "checkpoints"
+    every = settings["every_seconds"]
+    checkpoints = Checkpoints(
+        folder, name, keep=settings["keep"], every_seconds=None if every < 0 else every
+    )
+    with checkpoints:
+        outcomes = train.fit(program, [run.seed for run in group], checkpoints, report)
+    train.discard(folder)
+    return outcomes
+
+
+def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds: float):
+    variant = attention.load(run.config["model"]["attention"]["name"])
+    record = {
+        "row": run.row,
+        "seed": run.seed,
+        "status": "failed" if outcome.error else "ok",
+        "digest": run.digest,
+        "metrics": {},
+        "costs": row_costs,
+        "simulated": variant.SIMULATED,
+        "history": outcome.history,
+        "config": run.config,
+        "seconds": seconds,
+        **records.environment(),
+    }
+    if outcome.error:
+        return record | {"error": outcome.error}, None
+    program, arrays = row.program, {}
+    for name in ("validation", "test"):
+        split = getattr(program.task, name)
+        correct, losses = train.evaluate(program, outcome.theta, split)
+        record["metrics"][f"{name}_accuracy"] = float(correct.mean())
+        record["metrics"][f"{name}_loss"] = float(losses.mean())
+        if name == "test":
+            arrays = {"correct": correct, "loss": losses, "label": split.labels}
+    record["metrics"]["step"] = outcome.step
+    return record, arrays
