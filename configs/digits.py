@@ -32,7 +32,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.weights = ()
     config.optim = registry.defaults(optim.Config) | dict(
-        learning_rate=3e-3, schedule="cosine", warmup_steps=50, weight_decay=0.05, clip_norm=1.0
+        learning_rate=3e-3,
+        schedule="cosine",
+        warmup_steps=5 if chosen.smoke else 50,
+        weight_decay=0.05,
+        clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
         steps=20 if chosen.smoke else 1500, batch_size=64, eval_every=10 if chosen.smoke else 250

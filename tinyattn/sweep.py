@@ -138,9 +138,7 @@ def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -
         todo = [run for run in row.runs if not _ok(finished[run.digest])]
         size = row.program.config.seeds_per_program
         row_costs = None
-        for group in (
-            itertools.batched(todo, size) if hasattr(itertools, "batched") else _batched(todo, size)
-        ):
+        for group in _groups(todo, size):
             watcher.start(row.name, [run.seed for run in group])
             began = time.perf_counter()
             try:
@@ -162,7 +160,7 @@ def _ok(record: dict | None) -> bool:
     return record is not None and record["status"] == "ok"
 
 
-def _batched(items: list, size: int) -> Iterator[tuple]:
+def _groups(items: list, size: int) -> Iterator[tuple]:
     for start in range(0, len(items), size):
         yield tuple(items[start : start + size])
 

@@ -19,6 +19,7 @@ class Progress(NamedTuple):
     Attributes:
       step: Updates made.
       steps: Updates in all.
+      stride: Updates made by the dispatch.
       loss: Mean training loss over the dispatch.
       accuracy: Training accuracy over the dispatch (a share).
       validation: Latest validation accuracy (a share); NaN before the first.
@@ -26,6 +27,7 @@ class Progress(NamedTuple):
 
     step: int
     steps: int
+    stride: int
     loss: float
     accuracy: float
     validation: float
@@ -109,10 +111,11 @@ def fit(
                         runs[i], better = _evaluated(run, program, theta, step)
                         if better and best is not None:
                             best = _put(best, theta, i) if many else _copy(theta)
-            loss, correct, count = (x.sum() for x in sums)
+            loss, correct, count = (float(x.sum()) for x in sums)
             latest = [run.history[-1]["validation_accuracy"] for run in runs if run.history]
             validation = float(np.mean(latest)) if latest else float("nan")
-            report(Progress(step, config.steps, loss / count, correct / count, validation))
+            shares = loss / count, correct / count, validation
+            report(Progress(step, config.steps, step - first, *shares))
             if step < config.steps and checkpoints.due():
                 save()
     except KeyboardInterrupt:
