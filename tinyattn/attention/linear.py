@@ -79,7 +79,8 @@ def _causal_sums(query, key, value, C: int):
     scores = jnp.tril(jnp.einsum("cbnth,cbnsh->cbnts", query, key))
     within = jnp.einsum("cbnts,cbnsi->cbnti", scores, value)
     states = jnp.einsum("cbnsh,cbnsi->cbnhi", key, value)
-    before = jnp.cumsum(states, axis=0) - states
+    # Not the inclusive sum less the chunk's own: that would let the future in through rounding.
+    before = jnp.cumsum(jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]]), axis=0)
     sums = within + jnp.einsum("cbnth,cbnhi->cbnti", query, before)
     return sums.transpose(1, 0, 3, 2, 4).reshape(B, chunks * C, N, -1)[:, :T]
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.special
 
 from tinyattn import model, optim, registry, tasks, weights
 from tinyattn.tasks import Split, Task
@@ -128,14 +129,16 @@ def make(config: Mapping[str, Any]) -> Program:
     task = tasks.load(config["task"])
     _check(encoder.config, task, settings)
 
+    init_params = jax.jit(lambda rng: encoder.init(rng, task.train.inputs[:1])["params"])
+    init_opt = jax.jit(optimizer.init)
+
     def init(seed: int) -> State:
-        rng = jax.random.PRNGKey(seed)
-        init_rng, scheme_rng, run_rng = jax.random.split(rng, 3)
-        params = jax.jit(encoder.init)(init_rng, task.train.inputs[:1])["params"]
+        init_rng, scheme_rng, run_rng = jax.random.split(jax.random.PRNGKey(seed), 3)
+        params = init_params(init_rng)
         theta = scheme.init(scheme_rng, params)
         trainable, rest = jax.tree.map(jnp.asarray, weights.partition(theta))
         average = optim.average_init(trainable) if settings.ema_decay else None
-        opt = jax.jit(optimizer.init)(trainable)
+        opt = init_opt(trainable)
         return State(jnp.zeros((), jnp.int32), trainable, rest, opt, average, run_rng)
 
     def loss(trainable, rest, batch: Split, rng):
@@ -232,5 +235,5 @@ def evaluate(
         part = jax.tree.map(lambda x, k=fill: np.concatenate([x, np.repeat(x[:1], k, 0)]), part)
         logits.append(np.asarray(program.predict(theta, part.inputs, part.key_valid)))
     logits = np.concatenate(logits)[:n]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
-    return logits.argmax(-1) == split.labels, np.asarray(losses)
+    losses = scipy.special.logsumexp(logits, axis=-1) - logits[np.arange(n), split.labels]
+    return logits.argmax(-1) == split.labels, losses

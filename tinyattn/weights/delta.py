@@ -140,17 +140,18 @@ def _split(config: Config, rng, path: str, leaf) -> Delta:
             f" 'leaves', or make both factors scalar or full"
         )
     rng = jax.random.fold_in(rng, zlib.crc32(path.encode()) & 0x7FFFFFFF)
-    rms = jnp.sqrt(jnp.mean(jnp.square(leaf)))
+    rms = float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64)))))
     if config.w0 == "seed":
         # A uniform distribution within +-a has a root mean square of a / sqrt(3).
-        w0 = _theta.Seeded.draw(_raw(rng), leaf.shape, float(rms) * np.sqrt(3.0))
+        w0 = _theta.Seeded.draw(_raw(rng), leaf.shape, rms * np.sqrt(3.0))
         if leaf.dtype != jnp.float32:
             raise ValueError(f"delta: {path} has dtype {leaf.dtype}; a seeded W0 is float32")
     else:
         w0 = _theta.Fixed(leaf)
-    noise = jax.random.normal(jax.random.fold_in(rng, 1), factor_shape(config.v, leaf.shape))
     d = jnp.full(factor_shape(config.d, leaf.shape), config.d_init, leaf.dtype)
-    v = (noise * rms * config.v_init).astype(leaf.dtype)
+    v = jnp.zeros(factor_shape(config.v, leaf.shape), leaf.dtype)
+    if config.v_init:
+        v = rms * config.v_init * jax.random.normal(jax.random.fold_in(rng, 1), v.shape, v.dtype)
     return Delta(
         w0,
         d if config.train_d else _theta.Fixed(d),

@@ -1,0 +1,237 @@
+"""Draws accuracy against cost: executed FLOPs on the left, stored bytes on the right.
+
+Rows of an ablation often cost exactly the same and score nearly the same, so labels beside their
+points would lie on top of each other. They stand in one column between the panels instead,
+ordered by accuracy. Each leader line runs level from its point to the edge of the panel and
+only then bends to its label, so the leaders of two rows never cross.
+"""
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
+
+PANELS = (("executed_flops", "executed FLOPs", ""), ("stored_bytes", "stored bytes", "B"))
+# Okabe and Ito's colours, told apart with any colour vision, but grey for the yellow that fades on
+# white. Their number and that of the markers share no factor: 120 rows before a pair repeats.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "black", "#7F7F7F")
+MARKERS = "os^DvX<p>hP*d8H"
+DPI, FONT = 150, 9.0  # dots an inch, points
+# Inches: the page and its margins, a line of labels or of the caption, the room of a leader that
+# bends, and the space between a label and its marker.
+WIDTH, SIDE, TOP, BOTTOM, LINE, GUTTER, PAD = 10.0, 0.75, 0.45, 0.6, 0.19, 0.4, 0.15
+
+
+def figure(summary: pd.DataFrame, path: str | Path | None = None) -> Figure:
+    """Draws both panels from what `report.summarise` returns, and saves them as PNG to `path`.
+
+    The figure is made without pyplot, so a notebook keeps its own backend.
+    """
+    styles = {
+        row: (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        for number, row in enumerate(summary["row"])
+    }
+    drawn = summary[summary["seeds"] > 0].sort_values("accuracy_percent", kind="stable")
+    bottom, top = _accuracy_range(drawn)
+    # A row below the panel stands near its lower edge, and its label says where it would be.
+    inside = drawn["accuracy_percent"] >= bottom
+    drawn["level"] = drawn["accuracy_percent"].where(inside, bottom + 0.02 * (top - bottom))
+    drawn["bar"] = drawn["accuracy_half_width"].where(inside).fillna(0.0)
+    labels = [_label(line, summary["seeds"].max(), bottom) for line in drawn.to_dict("records")]
+    sizes = np.array([LINE * (1 + label.count("\n")) for label in labels])
+
+    caption = _caption(summary, drawn, bottom, top)
+    margin = BOTTOM + LINE * (1 + caption.count("\n"))
+    height = max(3.3, sizes.sum() + LINE)  # of the panels
+    page = Figure(figsize=(WIDTH, TOP + height + margin), dpi=DPI)
+    column = _text_width(page, labels) + 2 * (GUTTER + PAD)
+    panel = (WIDTH - 2 * SIDE - column) / 2
+    inch = np.array([WIDTH, page.get_figheight(), WIDTH, page.get_figheight()])
+    left, middle, right = (
+        page.add_axes(np.array([x, margin, width, height]) / inch)
+        for x, width in ((SIDE, panel), (SIDE + panel, column), (WIDTH - SIDE - panel, panel))
+    )
+    page.text(0.5, 1 - 0.12 / inch[1], _title(summary), ha="center", va="top", fontsize=12)
+    page.text(0.5, 0.1 / inch[1], caption, ha="center", va="bottom", fontsize=8, color="0.3")
+
+    middle.set(xlim=(0, column), ylim=(bottom, top))
+    middle.axis("off")
+    targets = _spread(drawn["level"], sizes * (top - bottom) / height, bottom, top)
+    for row, label, y in zip(drawn["row"], labels, targets, strict=True):
+        middle.text(column / 2, y, label, ha="center", va="center", fontsize=FONT)
+        colour, marker = styles[row]
+        for x in (GUTTER, column - GUTTER):
+            middle.plot(x, y, marker, color=colour, markersize=5, clip_on=False)
+
+    for axis, (cost, title, symbol) in zip((left, right), PANELS, strict=True):
+        axis.set(ylim=(bottom, top), xlabel=f"{title}, log scale", ylabel="test accuracy, %")
+        places = _draw_panel(axis, drawn, cost, symbol, styles)
+        edge = axis.get_xlim()[1 if axis is left else 0]
+        bend = (0, GUTTER) if axis is left else (column, column - GUTTER)
+        for row, x, y, target in zip(drawn["row"], places, drawn["level"], targets, strict=True):
+            if np.isfinite(x):
+                style = dict(color=styles[row][0], linewidth=0.7, alpha=0.6, zorder=1)
+                axis.plot([x, edge], [y, y], **style)
+                middle.plot(bend, [y, target], **style)
+    right.yaxis.set_label_position("right")
+    right.yaxis.tick_right()
+    if path is not None:
+        page.savefig(path, dpi=DPI)
+    return page
+
+
+def front(summary: pd.DataFrame, cost: str) -> list[str]:
+    """Returns the rows that no other row beats in mean accuracy at the same `cost` or less.
+
+    They come in order of cost, and of rows alike in both only the first of the table.
+    """
+    ordered = summary[(summary["seeds"] > 0) & (summary[cost] > 0)].sort_values(
+        [cost, "accuracy_percent"], ascending=[True, False], kind="stable"
+    )
+    best = ordered["accuracy_percent"].cummax().shift(fill_value=-np.inf)
+    return ordered.loc[ordered["accuracy_percent"] > best, "row"].tolist()
+
+
+def _draw_panel(
+    axis: Axes, drawn: pd.DataFrame, cost: str, symbol: str, styles: dict[str, tuple[str, str]]
+) -> np.ndarray:
+    """Draws points, intervals and the front; returns the x of each row, NaN where unknown."""
+    costs = drawn[cost] if cost in drawn else pd.Series(np.nan, drawn.index)
+    exponents = np.log10(costs.where(costs > 0)).to_numpy(dtype=float, copy=True)
+    known = np.isfinite(exponents)
+    if not known.any():
+        axis.set(xticks=[], xlabel=f"{cost}: nothing to draw")
+        return exponents
+    middle = (exponents[known].min() + exponents[known].max()) / 2
+    half = max(np.ptp(exponents[known]) * 0.58, 0.03)
+    _cost_axis(axis, middle - half, middle + half, symbol)
+    # Best first: among rows of equal cost the one on the front is then the leftmost.
+    order = np.flatnonzero(known)[::-1]
+    order = order[np.argsort(exponents[order].round(9), kind="stable")]
+    gap = min(0.025, 0.2 / len(order)) * 2 * half
+    gaps = np.full(len(order), gap)
+    exponents[order] = _spread(exponents[order], gaps, middle - half, middle + half)
+    places = 10.0**exponents
+
+    for x, line in zip(places, drawn.to_dict("records"), strict=True):
+        colour, marker = styles[line["row"]]
+        axis.errorbar(
+            x,
+            line["level"],
+            yerr=line["bar"],
+            fmt=marker,
+            color=colour,
+            markersize=7,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            elinewidth=1.0,
+            capsize=2.0,
+            zorder=3,
+        )
+    on_front = drawn["row"].isin(front(drawn, cost)).to_numpy()
+    steps = sorted(zip(places[on_front], drawn["level"][on_front], strict=True))
+    axis.step(*zip(*steps, strict=True), where="post", color="0.82", linewidth=4, zorder=0.9)
+    return places
+
+
+def _cost_axis(axis: Axes, low: float, high: float, symbol: str) -> None:
+    """Sets a logarithmic axis from 10^low to 10^high whose ticks read as 200 k, 500 k, 1 M."""
+    axis.set_xscale("log")
+    axis.set_xlim(10.0**low, 10.0**high)
+    if high - low < 1:  # under a decade, 1-2-5 steps may leave a single tick
+        locator = MaxNLocator(4, steps=[1, 2, 5, 10])
+    else:
+        locator = LogLocator(subs=(1, 2, 5) if high - low < 2.5 else (1,))
+    ticks = []
+    for tick in locator.tick_values(10.0**low, 10.0**high):
+        crowded = ticks and np.log10(tick / ticks[-1]) < 0.2 * (high - low)
+        if 10.0**low <= tick <= 10.0**high and not crowded:
+            ticks.append(tick)
+    axis.xaxis.set_major_locator(FixedLocator(ticks))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(EngFormatter(unit=symbol))
+    axis.grid(color="0.92", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines["top"].set_visible(False)
+
+
+def _accuracy_range(drawn: pd.DataFrame) -> tuple[float, float]:
+    """Returns limits within which rows that are close to each other can be told apart.
+
+    Left out are a row that has collapsed far below the others, and what reaches beyond the rest of
+    an interval out of proportion: that of two seeds is seven times as wide as that of five.
+    """
+    means, halves = drawn["accuracy_percent"], drawn["accuracy_half_width"]
+    if drawn.empty:
+        return 0.0, 100.0
+    collapse = means.median() - max(5 * (means.max() - means.median()), 10.0)
+    means, halves = means[means >= collapse], halves[means >= collapse]
+    room = max(means.max() - means.min(), 2.5 * np.nan_to_num(halves.median()), 0.5)
+    low = max((means - halves.fillna(0)).min(), means.min() - room)
+    high = min((means + halves.fillna(0)).max(), means.max() + room, 100.0)
+    margin = 0.06 * max(high - low, 0.5)
+    return low - margin, high + margin
+
+
+def _spread(wanted, sizes: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Moves sorted places apart so that things of these sizes do not overlap.
+
+    Of all such places between `low` and `high` it returns the nearest to those wanted, in least
+    squares, which is isotonic regression on the places less the room taken by those before.
+    """
+    wanted = np.asarray(wanted, dtype=float)
+    if wanted.size == 0:
+        return wanted
+    taken = np.concatenate([[0.0], np.cumsum((sizes[1:] + sizes[:-1]) / 2)])
+    free = isotonic_regression(wanted - taken).x
+    return np.clip(free, low + sizes[0] / 2, high - sizes[-1] / 2 - taken[-1]) + taken
+
+
+def _label(line: dict, most_seeds: int, bottom: float) -> str:
+    text = line["row"] + " †" * line["simulated"]
+    if line["seeds"] < most_seeds:
+        text += f" (n={line['seeds']})"
+    if line["accuracy_percent"] < bottom:
+        text += f" ↓ {line['accuracy_percent']:.1f}%"
+    return textwrap.fill(text, width=28)
+
+
+def _text_width(page: Figure, labels: list[str]) -> float:
+    """Returns the width in inches of the widest label."""
+    renderer = FigureCanvasAgg(page).get_renderer()
+    widths = [0.0]
+    for label in labels:
+        text = page.text(0, 0, label, fontsize=FONT)
+        widths.append(text.get_window_extent(renderer).width / DPI)
+        text.remove()
+    return max(widths)
+
+
+def _title(summary: pd.DataFrame) -> str:
+    most = int(summary["seeds"].max())
+    if most < 2:
+        return f"Test accuracy against cost, {most} seeds: no interval".replace("1 seeds", "1 seed")
+    return f"Test accuracy against cost: mean and 95% t interval, n={most} seeds"
+
+
+def _caption(summary: pd.DataFrame, drawn: pd.DataFrame, bottom: float, top: float) -> str:
+    said = [
+        "Grey band: Pareto front of the means. Points of nearly equal cost stand side by side, "
+        "the best on the left."
+    ]
+    if (drawn["accuracy_percent"] < bottom).any():
+        said.append("↓ marks a row that lies below the panels, with its accuracy.")
+    low, high = drawn["level"] - drawn["bar"], drawn["level"] + drawn["bar"]
+    if ((low < bottom) | (high > top)).any():
+        said.append("A bar without an end goes on outside the panel.")
+    if summary["simulated"].any():
+        said.append("† simulated: a mask over a dense product, whose work is done all the same.")
+    if failed := summary.loc[summary["seeds"] == 0, "row"].tolist():
+        said.append(f"Not drawn, because every seed failed: {', '.join(failed)}.")
+    return "\n".join(textwrap.fill(sentence, 150) for sentence in said)

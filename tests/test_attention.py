@@ -1,0 +1,394 @@
+"""The conformance suite: what every attention variant promises, here or in a fork.
+
+pytest tests/test_attention.py --attention=myfork.ring
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tinyattn import attention, cost, masks
+from tinyattn.attention import dense
+from tinyattn.masks import Mask
+
+# All different, so that no transposition can hide.
+B, T, N, H, D = 2, 13, 4, 6, 10
+
+
+def pytest_generate_tests(metafunc):
+    chosen = metafunc.config.getoption("--attention")
+    names = [chosen] if chosen else attention.names()
+    if "case" in metafunc.fixturenames:
+        cases = [(name, fields) for name in names for fields in attention.load(name).CASES]
+        labels = [f"{name}-{fields}" for name, fields in cases]
+        metafunc.parametrize("case", cases, ids=labels, scope="module")
+    elif "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", names)
+
+
+def make(name, fields):
+    return attention.build(attention.spec(name, **{"num_heads": N, **fields}))
+
+
+def heads(config, T=T, S=None, dtype=jnp.float32, seed=0):
+    S = T if S is None else S
+    H = config.width(N * 6)
+    rngs = jax.random.split(jax.random.PRNGKey(seed), 3)
+    shapes = (B, T, config.num_heads, H), (B, S, config.kv_heads, H), (B, S, config.kv_heads, H)
+    return [jax.random.normal(rng, s, dtype) for rng, s in zip(rngs, shapes, strict=True)]
+
+
+def parts():
+    rng = np.random.default_rng(1)
+    return {
+        "causal": masks.causal(),
+        "window": masks.window(3),
+        "padding": masks.padding(jnp.array(rng.random((B, T)) > 0.4)),
+        "segments": masks.segments(jnp.array(rng.integers(0, 3, (B, T)))),
+    }
+
+
+def supported(module):
+    """Every kind alone, none, and all of them together."""
+    found = {kind: mask for kind, mask in parts().items() if kind in module.SUPPORTS}
+    return {"full": Mask(), **found, "all": functools.reduce(Mask.__and__, found.values(), Mask())}
+
+
+@functools.cache
+def value_and_grads(module, function):
+    def both(config, query, key, value, mask, weight):
+        def loss(*heads):
+            out = getattr(module, function)(config, *heads, mask)
+            return (out.astype(jnp.float32) * weight).sum(), out
+
+        (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(query, key, value)
+        return out, grads
+
+    return jax.jit(both, static_argnums=0)
+
+
+@functools.cache
+def attend(module):
+    return jax.jit(module.attend, static_argnums=0)
+
+
+@functools.cache
+def reference(module):
+    return jax.jit(module.reference, static_argnums=0)
+
+
+def weight():
+    return jax.random.normal(jax.random.PRNGKey(9), (B, T, 1, 1))
+
+
+def test_contract(name):
+    module = attention.load(name)
+    assert dataclasses.is_dataclass(module.Config)
+    assert module.Config.__dataclass_params__.frozen
+    with pytest.raises(TypeError):
+        module.Config(4)
+    for word in ("Source:", "Differs:"):
+        assert word in module.__doc__, f"{name} does not say its {word}"
+    assert module.SUPPORTS <= {"causal", "window", "padding", "segments", "cross"}
+    assert isinstance(module.SIMULATED, bool)
+    assert module.CASES
+    for function in ("attend", "reference", "flops"):
+        assert getattr(module, function).__doc__
+
+
+def test_equals_reference_in_outputs_and_gradients(case):
+    module, config = make(*case)
+    inputs = heads(config)
+    for kind, mask in supported(module).items():
+        out, grads = value_and_grads(module, "attend")(config, *inputs, mask, weight())
+        exact, wanted = value_and_grads(module, "reference")(config, *inputs, mask, weight())
+        np.testing.assert_allclose(out, exact, atol=1e-5, rtol=1e-5, err_msg=kind)
+        for got, want in zip(grads, wanted, strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5, err_msg=kind)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 31])
+def test_any_length(case, length):
+    module, config = make(*case)
+    inputs = heads(config, T=length)
+    for mask in (Mask(), masks.causal()):
+        got = attend(module)(config, *inputs, mask)
+        want = reference(module)(config, *inputs, mask)
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_cross_attention_to_another_length(case):
+    module, config = make(*case)
+    if "cross" not in module.SUPPORTS:
+        pytest.skip("no cross attention; that it raises is tested below")
+    inputs = heads(config, T=5, S=9)
+    valid = masks.padding(jnp.arange(9)[None] < jnp.array([[4], [9]]))
+    for mask in (Mask(), valid):
+        got, want = (f(module)(config, *inputs, mask) for f in (attend, reference))
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_future_is_not_seen(case):
+    module, config = make(*case)
+    if "causal" not in module.SUPPORTS:
+        pytest.skip("not causal; that it raises is tested below")
+    inputs = heads(config)
+    see = functools.partial(attend(module), config, mask=masks.causal())
+    before = see(*inputs)
+    for t in range(1, T):
+        changed = [x.at[:, t:].set(7.0) for x in inputs]
+        np.testing.assert_array_equal(see(*changed)[:, :t], before[:, :t])
+    # The test could not fail if nothing were ever seen.
+    assert not np.array_equal(see(*[x.at[:, 0].set(7.0) for x in inputs])[:, -1], before[:, -1])
+
+
+def test_masked_keys_and_other_examples_are_not_seen(case):
+    module, config = make(*case)
+    query, key, value = heads(config)
+    if "padding" in module.SUPPORTS:
+        valid = jnp.arange(T)[None] < jnp.array([[7], [T]])
+        see = functools.partial(attend(module), config, mask=masks.padding(valid))
+        before = see(query, key, value)
+        dirty = [x.at[0, 7:].set(50.0) for x in (key, value)]
+        np.testing.assert_array_equal(see(query, *dirty), before)
+        seen = [x.at[0, 6].set(50.0) for x in (key, value)]
+        assert not np.array_equal(see(query, *seen), before)
+    see = functools.partial(attend(module), config, mask=Mask())
+    before = see(query, key, value)
+    other = [x.at[1].set(3.0) for x in (query, key, value)]
+    np.testing.assert_array_equal(see(*other)[0], before[0])
+
+
+def test_segments_are_not_mixed(case):
+    module, config = make(*case)
+    if "segments" not in module.SUPPORTS:
+        pytest.skip("no segments; that it raises is tested below")
+    ids = jnp.broadcast_to(jnp.arange(T) // 5, (B, T))
+    see = functools.partial(attend(module), config, mask=masks.segments(ids))
+    inputs = heads(config)
+    before = see(*inputs)
+    after = see(*[x.at[:, 5:10].set(4.0) for x in inputs])
+    np.testing.assert_array_equal(after[:, :5], before[:, :5])
+    np.testing.assert_array_equal(after[:, 10:], before[:, 10:])
+
+
+def test_rows_that_see_nothing_are_zero_with_finite_gradients(case):
+    module, config = make(*case)
+    if "padding" not in module.SUPPORTS:
+        pytest.skip("no padding; that it raises is tested below")
+    valid = jnp.zeros((B, T), bool).at[1].set(True)
+    out, grads = value_and_grads(module, "attend")(
+        config, *heads(config), masks.padding(valid), weight()
+    )
+    assert (np.asarray(out[0]) == 0).all()
+    assert (np.asarray(out[1]) != 0).any()
+    for grad in grads:
+        assert np.isfinite(grad).all()
+        assert (np.asarray(grad[0]) == 0).all()
+
+
+def test_large_scores_stay_finite(case):
+    module, config = make(*case)
+    query, key, value = heads(config)
+    out, grads = value_and_grads(module, "attend")(
+        config, query * 300, key * 300, value, masks.causal(), weight()
+    )
+    assert np.isfinite(out).all()
+    for grad in grads:
+        assert np.isfinite(grad).all()
+
+
+def test_equals_dense_where_it_must(name):
+    module = attention.load(name)
+    if module.DENSE_WHEN is None:
+        pytest.skip("never equal to dense attention, says the variant")
+    _, config = make(name, module.DENSE_WHEN)
+    inputs = heads(config)
+    for kind, mask in supported(module).items():
+        got = attend(module)(config, *inputs, mask)
+        want = reference(dense)(config, *inputs, mask)
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5, err_msg=kind)
+
+
+def test_is_not_dense_where_it_need_not(name):
+    """A mechanism that is on changes the output."""
+    module, config = make(name, attention.load(name).CASES[0])
+    if name == "dense":
+        pytest.skip("dense is dense")
+    inputs = heads(config)
+    got = module.attend(config, *inputs, Mask())
+    assert np.abs(got - dense.reference(config, *inputs, Mask())).max() > 1e-2
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 100])
+def test_declared_equals_counted_flops(case, length):
+    module, config = make(*case)
+    layer = module.Attention(config)
+    inputs = jax.ShapeDtypeStruct((1, length, N * 5), jnp.float32)
+    params = jax.eval_shape(layer.init, jax.random.PRNGKey(0), inputs)
+    for mask in (Mask(), masks.causal()):
+        declared = module.flops(config, mask, D=N * 5, T=length, S=length)
+        counted = cost.count(lambda p, x, m=mask: layer.apply(p, x, mask=m), params, inputs)
+        assert sum(part.executed for part in declared.values()) == counted.products
+        assert all(0 <= part.useful <= part.executed for part in declared.values())
+
+
+def test_useful_flops_follow_the_allowed_pairs(case):
+    module, config = make(*case)
+    if module.DENSE_WHEN is None:
+        pytest.skip("no pairs: useful is the variant's own formula")
+    allowed = np.asarray(effective(module, config, masks.causal()).dense(T, T)).sum()
+    work = module.flops(config, masks.causal(), D=N * 5, T=T, S=T)
+    pairs = sum(work[part].useful for part in ("scores", "mix"))
+    assert pairs == 4 * config.width(N * 5) * N * allowed
+
+
+def effective(module, config, mask):
+    """The mask that the reference shows: which key moves which query."""
+    window = getattr(config, "window", None)
+    return mask if window is None else mask & masks.window(window)
+
+
+def test_jit_equals_eager_and_compiles_once(case):
+    module, config = make(*case)
+    inputs = heads(config)
+    compiled = []
+
+    @jax.jit
+    def traced(*heads):
+        compiled.append(1)
+        return module.attend(config, *heads, masks.causal())
+
+    np.testing.assert_allclose(
+        traced(*inputs), module.attend(config, *inputs, masks.causal()), atol=2e-6, rtol=1e-5
+    )
+    traced(*heads(config, seed=3))
+    assert len(compiled) == 1
+
+
+def test_vmap_equals_a_loop(case):
+    module, config = make(*case)
+    pair = [jnp.stack(x) for x in zip(heads(config), heads(config, seed=3), strict=True)]
+    see = functools.partial(attend(module), config, mask=masks.causal())
+    together = jax.vmap(see)(*pair)
+    for i in range(2):
+        np.testing.assert_allclose(together[i], see(*[x[i] for x in pair]), atol=1e-5)
+
+
+def test_bfloat16_works(case):
+    module, config = make(*case)
+    inputs = heads(config, dtype=jnp.bfloat16)
+    out, grads = value_and_grads(module, "attend")(config, *inputs, Mask(), weight())
+    assert out.dtype == jnp.bfloat16
+    assert all(grad.dtype == jnp.bfloat16 for grad in grads)
+    exact = module.reference(config, *[x.astype(jnp.float32) for x in inputs], Mask())
+    # bfloat16 keeps 8 bits.
+    assert np.abs(out.astype(jnp.float32) - exact).max() < 0.03
+
+
+def test_module_projects_attends_and_projects_back(case):
+    module, config = make(*case)
+    D = N * 5
+    x = jax.random.normal(jax.random.PRNGKey(0), (B, T, D))
+    layer = module.Attention(config)
+    params = layer.init(jax.random.PRNGKey(1), x)["params"]
+    assert {p["kernel"].ndim for p in params.values()} == {2}
+    K, H = config.kv_heads, config.width(D)
+
+    def project(name, count):
+        return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, H)
+
+    mixed = module.reference(
+        config, project("query", N), project("key", K), project("value", K), Mask()
+    )
+    want = mixed.reshape(B, T, N * H) @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x), want, atol=1e-5, rtol=1e-5)
+
+
+def test_learns_and_every_leaf_gets_gradient(case):
+    module, config = make(*case)
+    D = N * 5
+    x, y = (jax.random.normal(jax.random.PRNGKey(i), (B, T, D)) for i in range(2))
+    layer = module.Attention(config)
+    params = layer.init(jax.random.PRNGKey(2), x)["params"]
+    # At zero the key's bias has no gradient: it adds the same to all scores of a query.
+    optimizer = optax.adam(1e-2)
+
+    def loss(params):
+        return jnp.square(layer.apply({"params": params}, x) - y).mean()
+
+    @jax.jit
+    def step(params, opt):
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt = optimizer.update(grads, opt)
+        return optax.apply_updates(params, updates), opt, value, grads
+
+    opt, values = optimizer.init(params), []
+    for _ in range(30):
+        params, opt, value, grads = step(params, opt)
+        values.append(float(value))
+    assert values[-1] < 0.9 * values[0]
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(grad).all()
+        assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_what_is_not_supported_raises(name):
+    module, config = make(name, attention.load(name).CASES[0])
+    layer = module.Attention(config)
+    x = jnp.ones((B, T, N * 5))
+    for kind, mask in parts().items():
+        if kind in module.SUPPORTS:
+            continue
+        with pytest.raises(ValueError, match=f"cannot honour {kind}"):
+            module.attend(config, *heads(config), mask)
+        with pytest.raises(ValueError, match=f"cannot honour {kind}"):
+            layer.init(jax.random.PRNGKey(0), x, mask=mask)
+    if "cross" not in module.SUPPORTS:
+        with pytest.raises(ValueError, match="cannot honour cross"):
+            layer.init(jax.random.PRNGKey(0), x, jnp.ones((B, 5, N * 5)))
+    with pytest.raises(ValueError, match="two sequences"):
+        layer.init(jax.random.PRNGKey(0), x, jnp.ones((B, 5, N * 5)), mask=masks.causal())
+
+
+def test_illegal_sizes_are_named(name):
+    with pytest.raises(ValueError, match=r"num_kv_heads=3 must divide num_heads=4"):
+        make(name, {"num_kv_heads": 3})
+    with pytest.raises(ValueError, match="no field 'num_haeds'; did you mean 'num_heads'"):
+        make(name, {"num_haeds": 3})
+    module, config = make(name, {})
+    with pytest.raises(ValueError, match="must divide the model width 10"):
+        module.Attention(config).init(jax.random.PRNGKey(0), jnp.ones((B, T, D)))
+    query, key, value = heads(config)
+    with pytest.raises(ValueError, match="key length is 5 in value but 13 in key"):
+        module.attend(config, query, key, value[:, :5], Mask())
+
+
+def test_unknown_variant_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="no 'windw'; did you mean 'window'"):
+        attention.spec("windw")
+    with pytest.raises(ValueError, match="no module called 'nowhere.ring'"):
+        attention.spec("nowhere.ring")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_window_work_grows_linearly(causal):
+    _, config = make("window", {"window": 16})
+    mask = masks.causal() if causal else Mask()
+    module = attention.load("window")
+
+    def pairs(length):
+        work = module.flops(config, mask, D=24, T=length, S=length)
+        return work["scores"].executed
+
+    # Blocks of 16 queries see 31 keys when causal and 46 when not.
+    for length in (1000, 2000, 4001):
+        blocks = -(-length // 16)
+        assert pairs(length) == 2 * 24 * blocks * 16 * (31 if causal else 46)
+    useful = module.flops(config, masks.causal(), D=24, T=1000, S=1000)["scores"].useful
+    assert useful == 2 * 24 * (1000 * 16 - 16 * 15 // 2)

@@ -1,0 +1,106 @@
+"""The figure can be read: labels and points neither hide each other nor leave the page."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import captions, frame
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from experiments import pareto, report
+
+
+def test_the_front_is_what_nothing_beats():
+    summary = report.summarise(
+        frame(
+            a=[0.9, 0.9], b=[0.8, 0.8], c=[0.95, 0.95], d=[0.9, 0.9], e=[0.7, 0.7], f=[None, None]
+        )
+    )
+    summary["executed_flops"] = [100, 200, 300, 100, 50, 1]
+    assert pareto.front(summary, "executed_flops") == ["e", "a", "c"]
+
+
+def crowded(rows: int) -> pd.DataFrame:
+    """Returns rows of equal FLOPs and nearly equal accuracy, with names of any length."""
+    rng = np.random.default_rng(rows)
+    names = [f"row {n}" + " with a long name" * (n % 3) for n in range(rows)]
+    return report.summarise(frame(**{name: rng.normal(0.967, 0.004, 5) for name in names}))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 15, 40])
+def test_labels_neither_overlap_nor_leave_the_page(rows):
+    page = pareto.figure(crowded(rows))
+    renderer = FigureCanvasAgg(page).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in page.axes[1].texts]
+    assert len(boxes) == rows
+    boxes.sort(key=lambda box: box.y0)
+    for below, above in itertools.pairwise(boxes):
+        assert below.y1 <= above.y0 + 2  # pixels: the boxes hold empty room above the letters
+    everything = page.get_tightbbox(renderer)  # inches
+    assert everything.x0 >= 0 and everything.y0 >= 0
+    assert everything.x1 <= page.get_figwidth() and everything.y1 <= page.get_figheight()
+
+
+def test_labels_stand_in_the_order_of_accuracy():
+    summary = crowded(12)
+    texts = pareto.figure(summary).axes[1].texts
+    shown = [
+        text.get_text().replace("\n", " ")
+        for text in sorted(texts, key=lambda t: t.get_position()[1])
+    ]
+    assert shown == summary.sort_values("accuracy_percent")["row"].tolist()
+
+
+def test_bars_are_the_intervals_and_the_band_is_the_front():
+    summary = report.summarise(frame(a=[0.9, 0.91], b=[0.92, 0.925], c=[0.91, 0.912]))
+    summary["executed_flops"] = [1e6, 2e6, 4e6]
+    axis = pareto.figure(summary).axes[0]
+    by_x = sorted(axis.containers, key=lambda container: container.lines[0].get_xdata()[0])
+    for line, container in zip(summary.to_dict("records"), by_x, strict=True):
+        ends = container.lines[2][0].get_segments()[0][:, 1]
+        half_width = line["accuracy_half_width"]
+        assert ends.mean() == pytest.approx(line["accuracy_percent"])
+        assert np.ptp(ends) == pytest.approx(2 * half_width)
+    (band,) = (line for line in axis.lines if line.get_drawstyle() == "steps-post")
+    np.testing.assert_allclose(band.get_xdata(), [1e6, 2e6])
+    np.testing.assert_allclose(band.get_ydata(), [90.5, 92.25])
+
+
+def test_points_of_equal_cost_are_told_apart():
+    page = pareto.figure(crowded(8))
+    for axis in (page.axes[0], page.axes[2]):
+        points = [container.lines[0].get_xdata()[0] for container in axis.containers]
+        pixels = np.sort(axis.transData.transform(np.c_[points, np.full(8, 96.7)])[:, 0])
+        assert np.diff(pixels).min() > 6
+        assert pixels.min() > axis.bbox.x0 and pixels.max() < axis.bbox.x1
+    colours = [c.lines[0].get_color() for c in page.axes[0].containers]
+    assert colours == [c.lines[0].get_color() for c in page.axes[2].containers]
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in page.axes[0].containers}
+    assert len(looks) == 8 == len(set(colours))
+
+
+def test_a_collapsed_row_does_not_flatten_the_others():
+    page = pareto.figure(
+        report.summarise(
+            frame(dense=[0.96, 0.97, 0.96], window=[0.95, 0.952, 0.95], broken=[0.1] * 3)
+        )
+    )
+    low, high = page.axes[0].get_ylim()
+    assert low > 90 and high < 100
+    assert "broken ↓ 10.0%" in [text.get_text() for text in page.axes[1].texts]
+    assert "↓ marks a row" in captions(page)
+
+
+def test_spreading_keeps_places_that_are_free():
+    sizes = np.full(3, 1.0)
+    np.testing.assert_allclose(pareto._spread([0.0, 2.0, 5.0], sizes, -9, 9), [0, 2, 5])
+    np.testing.assert_allclose(pareto._spread([0.0, 0.0, 0.0], sizes, -9, 9), [-1, 0, 1])
+    np.testing.assert_allclose(pareto._spread([0.0, 0.0, 0.0], sizes, 0, 9), [0.5, 1.5, 2.5])
+
+
+def test_drawing_leaves_the_backend_alone():
+    with matplotlib.rc_context({"backend": "svg"}):
+        pareto.figure(crowded(2))
+        assert matplotlib.rcParams["backend"] == "svg"
