@@ -75,6 +75,14 @@ def test_differences_use_the_shared_seeds_and_say_so():
     assert "config: ..." not in text  # the first line of the error only
 
 
+def test_a_failed_run_is_not_averaged_even_with_an_accuracy():
+    runs = frame(dense=DENSE, window=WINDOW)
+    runs.loc[runs["row"].eq("window") & runs["seed"].eq(4), "status"] = "failed"
+    summary = report.summarise(runs)
+    assert line(summary, "window")["accuracy_percent"] == pytest.approx(100 * np.mean(WINDOW[:4]))
+    assert line(summary, "window")["failure"].startswith("1 of 5 failed")
+
+
 def test_a_row_that_failed_wholly_is_still_a_row():
     summary = report.summarise(frame(dense=DENSE, pruned=[None] * 5))
     assert line(summary, "pruned")["failure"] == "5 of 5 failed: non-finite loss at step 40"
@@ -134,7 +142,7 @@ def test_markdown_has_every_cost_and_the_convention():
 
 
 def test_the_terminal_table_fits():
-    rows = {f"window + shared + D⊙V, {n}": WINDOW for n in range(8)}
+    rows = {f"window + shared + D⊙V, rank {n}": WINDOW for n in range(8)}
     text = report.terminal(report.summarise(frame(dense=DENSE, **rows)))
     assert max(map(len, text.splitlines())) <= 120
     assert "1.31 M" in text and "187 kB" in text
