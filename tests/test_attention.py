@@ -74,12 +74,16 @@ def value_and_grads(module, function):
 
 @functools.cache
 def attend(module):
-    return jax.jit(module.attend, static_argnums=0)
+    """Outputs under several masks by one program: compilation is what this suite spends its time on."""
+
+    def outputs(config, query, key, value, several):
+        return [module.attend(config, query, key, value, mask) for mask in several]
+
+    return jax.jit(outputs, static_argnums=0)
 
 
-@functools.cache
-def reference(module):
-    return jax.jit(module.reference, static_argnums=0)
+def attend_one(module, config, mask):
+    return lambda *heads: attend(module)(config, *heads, (mask,))[0]
 
 
 def weight():
@@ -103,22 +107,24 @@ def test_contract(name):
 
 def test_equals_reference_in_outputs_and_gradients(case):
     module, config = make(*case)
-    inputs = heads(config)
-    for kind, mask in supported(module).items():
-        out, grads = value_and_grads(module, "attend")(config, *inputs, mask, weight())
-        exact, wanted = value_and_grads(module, "reference")(config, *inputs, mask, weight())
+    inputs, found = heads(config), supported(module)
+    outs = attend(module)(config, *inputs, tuple(found.values()))
+    for (kind, mask), out in zip(found.items(), outs, strict=True):
+        exact = module.reference(config, *inputs, mask)
         np.testing.assert_allclose(out, exact, atol=1e-5, rtol=1e-5, err_msg=kind)
-        for got, want in zip(grads, wanted, strict=True):
+    for kind in ("full", "all"):
+        _, grads = value_and_grads(module, "attend")(config, *inputs, found[kind], weight())
+        _, exact = value_and_grads(module, "reference")(config, *inputs, found[kind], weight())
+        for got, want in zip(grads, exact, strict=True):
             np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5, err_msg=kind)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 8, 31])
+@pytest.mark.parametrize("length", [1, 3, 8, 31])
 def test_any_length(case, length):
     module, config = make(*case)
-    inputs = heads(config, T=length)
-    for mask in (Mask(), masks.causal()):
-        got = attend(module)(config, *inputs, mask)
-        want = reference(module)(config, *inputs, mask)
+    inputs, both = heads(config, T=length), (Mask(), masks.causal())
+    for mask, got in zip(both, attend(module)(config, *inputs, both), strict=True):
+        want = module.reference(config, *inputs, mask)
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
@@ -128,8 +134,9 @@ def test_cross_attention_to_another_length(case):
         pytest.skip("no cross attention; that it raises is tested below")
     inputs = heads(config, T=5, S=9)
     valid = masks.padding(jnp.arange(9)[None] < jnp.array([[4], [9]]))
-    for mask in (Mask(), valid):
-        got, want = (f(module)(config, *inputs, mask) for f in (attend, reference))
+    both = (Mask(), valid)
+    for mask, got in zip(both, attend(module)(config, *inputs, both), strict=True):
+        want = module.reference(config, *inputs, mask)
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
@@ -138,13 +145,13 @@ def test_the_future_is_not_seen(case):
     if "causal" not in module.SUPPORTS:
         pytest.skip("not causal; that it raises is tested below")
     inputs = heads(config)
-    see = functools.partial(attend(module), config, mask=masks.causal())
+    see = attend_one(module, config, masks.causal())
     before = see(*inputs)
     for t in range(1, T):
         changed = [x.at[:, t:].set(7.0) for x in inputs]
         np.testing.assert_array_equal(see(*changed)[:, :t], before[:, :t])
-    # The test could not fail if nothing were ever seen.
-    assert not np.array_equal(see(*[x.at[:, 0].set(7.0) for x in inputs])[:, -1], before[:, -1])
+        # What could not change cannot fail.
+        assert not np.array_equal(see(*changed)[:, t], before[:, t])
 
 
 def test_masked_keys_and_other_examples_are_not_seen(case):
@@ -152,13 +159,13 @@ def test_masked_keys_and_other_examples_are_not_seen(case):
     query, key, value = heads(config)
     if "padding" in module.SUPPORTS:
         valid = jnp.arange(T)[None] < jnp.array([[7], [T]])
-        see = functools.partial(attend(module), config, mask=masks.padding(valid))
+        see = attend_one(module, config, masks.padding(valid))
         before = see(query, key, value)
         dirty = [x.at[0, 7:].set(50.0) for x in (key, value)]
         np.testing.assert_array_equal(see(query, *dirty), before)
         seen = [x.at[0, 6].set(50.0) for x in (key, value)]
         assert not np.array_equal(see(query, *seen), before)
-    see = functools.partial(attend(module), config, mask=Mask())
+    see = attend_one(module, config, Mask())
     before = see(query, key, value)
     other = [x.at[1].set(3.0) for x in (query, key, value)]
     np.testing.assert_array_equal(see(*other)[0], before[0])
@@ -169,7 +176,7 @@ def test_segments_are_not_mixed(case):
     if "segments" not in module.SUPPORTS:
         pytest.skip("no segments; that it raises is tested below")
     ids = jnp.broadcast_to(jnp.arange(T) // 5, (B, T))
-    see = functools.partial(attend(module), config, mask=masks.segments(ids))
+    see = attend_one(module, config, masks.segments(ids))
     inputs = heads(config)
     before = see(*inputs)
     after = see(*[x.at[:, 5:10].set(4.0) for x in inputs])
@@ -208,10 +215,10 @@ def test_equals_dense_where_it_must(name):
     if module.DENSE_WHEN is None:
         pytest.skip("never equal to dense attention, says the variant")
     _, config = make(name, module.DENSE_WHEN)
-    inputs = heads(config)
-    for kind, mask in supported(module).items():
-        got = attend(module)(config, *inputs, mask)
-        want = reference(dense)(config, *inputs, mask)
+    inputs, found = heads(config), supported(module)
+    outs = attend(module)(config, *inputs, tuple(found.values()))
+    for (kind, mask), got in zip(found.items(), outs, strict=True):
+        want = dense.reference(config, *inputs, mask)
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5, err_msg=kind)
 
 
@@ -274,7 +281,7 @@ def test_jit_equals_eager_and_compiles_once(case):
 def test_vmap_equals_a_loop(case):
     module, config = make(*case)
     pair = [jnp.stack(x) for x in zip(heads(config), heads(config, seed=3), strict=True)]
-    see = functools.partial(attend(module), config, mask=masks.causal())
+    see = attend_one(module, config, masks.causal())
     together = jax.vmap(see)(*pair)
     for i in range(2):
         np.testing.assert_allclose(together[i], see(*[x[i] for x in pair]), atol=1e-5)
@@ -316,7 +323,6 @@ def test_learns_and_every_leaf_gets_gradient(case):
     x, y = (jax.random.normal(jax.random.PRNGKey(i), (B, T, D)) for i in range(2))
     layer = module.Attention(config)
     params = layer.init(jax.random.PRNGKey(2), x)["params"]
-    # At zero the key's bias has no gradient: it adds the same to all scores of a query.
     optimizer = optax.adam(1e-2)
 
     def loss(params):
@@ -335,7 +341,9 @@ def test_learns_and_every_leaf_gets_gradient(case):
     assert values[-1] < 0.9 * values[0]
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all()
-        assert np.abs(grad).max() > 0, jax.tree_util.keystr(path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        # A softmax does not see the key's bias, which moves all scores of a query alike.
+        assert np.abs(grad).max() > 1e-6 or name == "key/bias", name
 
 
 def test_what_is_not_supported_raises(name):
@@ -374,6 +382,12 @@ def test_unknown_variant_is_refused_with_the_nearest():
         attention.spec("windw")
     with pytest.raises(ValueError, match="no module called 'nowhere.ring'"):
         attention.spec("nowhere.ring")
+
+
+def test_a_window_of_one_is_the_value():
+    module, config = make("window", {"window": 1, "block": 4})
+    query, key, value = heads(config)
+    np.testing.assert_array_equal(module.attend(config, query, key, value, Mask()), value)
 
 
 @pytest.mark.parametrize("causal", [False, True])

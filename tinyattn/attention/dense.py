@@ -34,19 +34,15 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
 
 
 def reference(config: Config, query, key, value, mask: Mask) -> jax.Array:
-    """One head at a time, in float32, straight from the formula."""
-    T, N, H = query.shape[1:]
-    S, K = key.shape[1:3]
-    allowed = mask.dense(T, S)
-    out = []
-    for n in range(N):
-        heads = query[:, :, n], key[:, :, n * K // N], value[:, :, n * K // N]
-        q, k, v = (x.astype(jnp.float32) for x in heads)
-        scores = jnp.where(allowed, q @ k.mT / jnp.sqrt(H), -jnp.inf)
-        seen = allowed.any(-1, keepdims=True)
-        weights = jax.nn.softmax(jnp.where(seen, scores, 0.0), axis=-1)
-        out.append(jnp.where(seen, weights, 0.0) @ v)
-    return jnp.stack(out, axis=2).astype(query.dtype)
+    """The whole table of weights at once, in float32, straight from the formula."""
+    N, H = query.shape[2:]
+    key, value = (attention.repeat_heads(x, N).astype(jnp.float32) for x in (key, value))
+    scores = jnp.einsum("btnh,bsnh->bnts", query.astype(jnp.float32), key) / jnp.sqrt(H)
+    allowed = mask.dense(*scores.shape[2:])[:, None]
+    seen = allowed.any(-1, keepdims=True)
+    weights = jax.nn.softmax(jnp.where(seen, jnp.where(allowed, scores, -jnp.inf), 0.0), axis=-1)
+    out = jnp.einsum("bnts,bsnh->btnh", jnp.where(seen, weights, 0.0), value)
+    return out.astype(query.dtype)
 
 
 class Attention(attention.Shell):

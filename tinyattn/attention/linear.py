@@ -87,18 +87,17 @@ def _causal_sums(query, key, value, C: int):
 
 def reference(config: Config, query, key, value, mask: Mask) -> jax.Array:
     """The quadratic form: a table of positive weights, masked and normalised row by row."""
-    T, N, H = query.shape[1:]
-    S, K = key.shape[1:3]
-    allowed = mask.dense(T, S)
-    out = []
-    for n in range(N):
-        heads = query[:, :, n], key[:, :, n * K // N], value[:, :, n * K // N]
-        q, k, v = (x.astype(jnp.float32) for x in heads)
-        q, k = (jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0.0))) for x in (q, k))
-        weights = jnp.where(allowed, q @ k.mT, 0.0)
-        total = weights.sum(-1, keepdims=True)
-        out.append(jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0) @ v)
-    return jnp.stack(out, axis=2).astype(query.dtype)
+    N = query.shape[2]
+    key, value = (attention.repeat_heads(x, N).astype(jnp.float32) for x in (key, value))
+    query_features, key_features = (
+        jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0.0)))
+        for x in (query.astype(jnp.float32), key)
+    )
+    weights = jnp.einsum("btnh,bsnh->bnts", query_features, key_features)
+    weights = jnp.where(mask.dense(*weights.shape[2:])[:, None], weights, 0.0)
+    total = weights.sum(-1, keepdims=True)
+    weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), 0.0)
+    return jnp.einsum("bnts,bsnh->btnh", weights, value).astype(query.dtype)
 
 
 class Attention(attention.Shell):

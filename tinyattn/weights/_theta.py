@@ -175,7 +175,7 @@ def sizes(theta: Any) -> Sizes:
             continue
         if isinstance(leaf, Seeded):
             params += int(np.prod(leaf.shape))
-            stored += sum(x.nbytes for x in map(np.asarray, leaf.stored()))
+            stored += sum(x.size * x.dtype.itemsize for x in leaf.stored())
             continue
         array = value(leaf)
         params += array.size

@@ -81,11 +81,19 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What replaces a leaf of params in theta."""
+    """What replaces a leaf of params in theta.
+
+    Attributes:
+      w0: The base.
+      d: One factor.
+      v: The other.
+      leaves: The pattern of the scheme that made it, which alone folds it.
+    """
 
     w0: _theta.Fixed | _theta.Seeded
     d: jax.Array | _theta.Fixed
     v: jax.Array | _theta.Fixed
+    leaves: str = dataclasses.field(metadata={"static": True})
 
 
 def factor_shape(factor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -113,21 +121,27 @@ def make(config: Config) -> Scheme:
             for path in _theta.matching(config.leaves, theta)
             if not isinstance(stored[path], _theta.Alias)
         }
+        if not picked:
+            raise ValueError(
+                f"delta: all that {config.leaves!r} picks are aliases of shared leaves: pick owners"
+            )
         return _theta.replace_leaves(
             theta, {path: _split(config, rng, path, leaf) for path, leaf in picked.items()}
         )
 
     def build(theta):
         def fold(x):
-            if not isinstance(x, Delta):
+            if not _made_by(config, x):
                 return x
             return _theta.value(x.w0) + _theta.value(x.d) * _theta.value(x.v)
 
-        return jax.tree.map(
-            fold, theta, is_leaf=lambda x: isinstance(x, Delta) or _theta.is_kind(x)
-        )
+        return jax.tree.map(fold, theta, is_leaf=lambda x: _made_by(config, x) or _theta.is_kind(x))
 
     return Scheme(init, build, keep)
+
+
+def _made_by(config: Config, x) -> bool:
+    return isinstance(x, Delta) and x.leaves == config.leaves
 
 
 def _split(config: Config, rng, path: str, leaf) -> Delta:
@@ -141,6 +155,11 @@ def _split(config: Config, rng, path: str, leaf) -> Delta:
         )
     rng = jax.random.fold_in(rng, zlib.crc32(path.encode()) & 0x7FFFFFFF)
     rms = float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64)))))
+    if config.v_init and not rms and (config.d_init == 0 or not config.train_v):
+        raise ValueError(
+            f"delta: {path} is all zeros and v_init={config.v_init} counts in units of it, so V = 0"
+            f" and D has no gradient: exclude it, or give d_init and train_v"
+        )
     if config.w0 == "seed":
         # A uniform distribution within +-a has a root mean square of a / sqrt(3).
         w0 = _theta.Seeded.draw(_raw(rng), leaf.shape, rms * np.sqrt(3.0))
@@ -156,6 +175,7 @@ def _split(config: Config, rng, path: str, leaf) -> Delta:
         w0,
         d if config.train_d else _theta.Fixed(d),
         v if config.train_v else _theta.Fixed(v),
+        config.leaves,
     )
 
 
@@ -169,7 +189,7 @@ def reference(config: Config, theta):
     """One number at a time, in NumPy."""
 
     def fold(x):
-        if not isinstance(x, Delta):
+        if not _made_by(config, x):
             return x
         w0, d, v = (np.asarray(_theta.value(part)) for part in (x.w0, x.d, x.v))
         out = np.empty_like(w0)
@@ -181,4 +201,4 @@ def reference(config: Config, theta):
             out[index] = w0[index] + pick[0] * pick[1]
         return out
 
-    return jax.tree.map(fold, theta, is_leaf=lambda x: isinstance(x, Delta) or _theta.is_kind(x))
+    return jax.tree.map(fold, theta, is_leaf=lambda x: _made_by(config, x) or _theta.is_kind(x))

@@ -75,13 +75,17 @@ def owners(config: Config, theta) -> dict[str, str]:
         )
     size = len(layers) // config.groups
     owner = {layer: layers[i // size * size] for i, layer in enumerate(layers)}
+    # A layer's number as its path spells it, for it may be padded with zeros.
+    text = {int(m[1]): m[1] for m in number.values()}
     picked = set(_theta.matching(config.leaves, theta))
     kept = set(_theta.matching(config.keep, theta)) if config.keep else set()
     found = {}
     for path, m in number.items():
         if path not in picked - kept or owner[int(m[1])] == int(m[1]):
             continue
-        own = f"{path[: m.start(1)]}{owner[int(m[1])]}{path[m.end(1) :]}"
+        if isinstance(stored[path], _theta.Alias):
+            continue  # an earlier share's, which follows its owner
+        own = f"{path[: m.start(1)]}{text[owner[int(m[1])]]}{path[m.end(1) :]}"
         if own not in stored:
             raise ValueError(f"share: {path} has no counterpart {own} to share with")
         found[path] = _follow(stored, own)
@@ -100,8 +104,6 @@ def _follow(stored, path: str) -> str:
 
 
 def _signature(leaf) -> str:
-    if isinstance(leaf, _theta.Alias):
-        return f"an alias of {leaf.owner}"
     array = _theta.value(leaf)
     kind = type(leaf).__name__.lower() if _theta.is_kind(leaf) else "trainable"
     return f"{kind} {array.dtype}{list(array.shape)}"
@@ -116,10 +118,11 @@ def make(config: Config) -> Scheme:
 
     def build(theta):
         stored = _theta.leaves(theta)
+        # The owner of an earlier share's alias may not be built yet; that share resolves it.
         found = {
             path: stored[leaf.owner]
             for path, leaf in stored.items()
-            if isinstance(leaf, _theta.Alias)
+            if isinstance(leaf, _theta.Alias) and leaf.owner in stored
         }
         return _theta.replace_leaves(theta, found)
 
