@@ -1,14 +1,15 @@
-"""What the programs share: flags that fail early and clearly, interrupts, bars, the compile cache."""
+"""What the programs share: flags that fail early and clearly, interrupts, bars, compile cache."""
 
 import importlib.util
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -22,24 +23,25 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory for records, tables an
 def run(main: Callable[[], None]) -> None:
     """Runs a program whose flags are --config and --workdir.
 
-    What a user got wrong (ValueError) is one line and exit status 2; an interrupt is exit status 130.
+    What a user got wrong (ValueError) is one line and exit status 2; an interrupt is status 130.
     """
     flags.mark_flags_as_required(["config", "workdir"])
     # As a scheduler ends a job: like Ctrl-C, so that the run is saved.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
-            raise app.UsageError(
-                f"unexpected arguments {argv[1:]}; overrides are --config.KEY=VALUE"
-            )
+            raise ValueError(f"unexpected arguments {argv[1:]}; overrides are --config.KEY=VALUE")
         cache_compilations()
+        # Before JAX starts. A setting of the environment counts, and a GPU does not mind.
+        if "JAX_NUM_CPU_DEVICES" not in os.environ:
+            jax.config.update("jax_num_cpu_devices", CONFIG.value.train.data_devices)
         main()
 
     try:
         app.run(guarded, flags_parser=parse)
-    except ValueError as error:
-        sys.exit(_fail(f"error: {error}"))
+    except (ValueError, flags.Error) as error:
+        sys.exit(_fail("error: " + "; ".join(str(error).splitlines())))
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -56,13 +58,16 @@ def parse(argv: list[str]) -> list[str]:
     Raises:
       ValueError: The config file is missing, or does not have a key that is overridden.
     """
-    given = [arg.lstrip("-") for arg in argv[1:] if arg.startswith("-")]
-    path = next((arg.partition("=")[2] for arg in given if arg.startswith("config=")), None)
-    if path:
-        base = load(path).get_config(*_argument(path))
-        for arg in given:
-            if match := re.match(r"config\.([^=]+)", arg):
-                config.check_key(base, match[1])
+    # A value follows its flag after "=" or as the next argument.
+    given = "\n".join(argv[1:])
+    if path := re.search(r"^--?config[=\n](.+)", given, re.MULTILINE):
+        base = load(path[1]).get_config(*_argument(path[1]))
+        for key in re.findall(r"^--?(?:no)?config\.([^=\n]+)", given, re.MULTILINE):
+            if isinstance(config.check_key(base, key), Mapping | ml_collections.ConfigDict):
+                raise ValueError(
+                    f"--config.{key} is a section: override its fields one by one, or choose"
+                    f" another part in the config file or by the argument after its colon"
+                )
     return flags.FLAGS(argv)
 
 
@@ -70,7 +75,7 @@ def load(path: str):
     """Imports the config file of `FILE.py[:argument]`.
 
     Raises:
-      ValueError: There is no such file.
+      ValueError: There is no such file, or no config in it.
     """
     file = Path(path.partition(":")[0])
     if not file.is_file():
@@ -79,6 +84,8 @@ def load(path: str):
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{file} has no get_config(arg=None) that returns a config")
     return module
 
 

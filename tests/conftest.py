@@ -3,7 +3,7 @@
 import os
 
 # Before JAX starts: two devices for the tests of sharded programs, and no accelerator needed.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 import jax
 import pytest

@@ -17,7 +17,7 @@ HERE = "tests/test_house.py"
 # point to a lower floor, or stay within the unit.
 FLOORS = {
     **dict.fromkeys(["tinyattn", "axes", "cost", "masks", "records", "registry"], 0),
-    **dict.fromkeys(["config", "initializers", "optim", "stats", "weights"], 1),
+    **dict.fromkeys(["affine", "config", "initializers", "optim", "stats", "weights"], 1),
     **dict.fromkeys(["attention", "tasks"], 2),
     **dict.fromkeys(["checkpoint", "model", "pretrained"], 3),
     **dict.fromkeys(["distill", "export", "sweep", "train"], 4),

@@ -43,8 +43,8 @@ def digest(config: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def check_key(config: Any, key: str) -> None:
-    """Refuses a dotted key that the config does not have.
+def check_key(config: Any, key: str) -> Any:
+    """The value at a dotted key, which the config must have.
 
     Raises:
       ValueError: Naming the nearest keys.
@@ -57,13 +57,14 @@ def check_key(config: Any, key: str) -> None:
             here = here[part]
         else:
             raise ValueError(f"unknown key {key!r}; {registry.nearest(key, leaves(config))}")
+    return here
 
 
 def override(base: ml_collections.ConfigDict, changes: Mapping[str, Any]):
     """A copy of the config with changes, and nothing stale in it.
 
-    A value is a leaf of the same type as the base's, or a `registry.Spec` that replaces a whole section
-    (keeping only what both parts inherit), or a tuple of those for a list of sections.
+    A value is a leaf of the same type as the base's, or a `registry.Spec` that replaces a whole
+    section (keeping only what both parts inherit), or a tuple of those for a list of sections.
 
     Raises:
       ValueError: Unknown key, or a value of another type.
@@ -74,7 +75,11 @@ def override(base: ml_collections.ConfigDict, changes: Mapping[str, Any]):
         for key, value in changes.items():
             check_key(config, key)
             parent, name = _parent(config, key)
-            parent[name] = _fitting(key, parent[name], value)
+            fitting = _fitting(key, parent[name], value)
+            if isinstance(value, registry.Spec):
+                _refill(parent[name], fitting)
+            else:
+                parent[name] = fitting
     return config
 
 
@@ -83,6 +88,16 @@ def _parent(config, key: str):
     for part in path:
         config = config[int(part)] if isinstance(config, tuple | list) else config[part]
     return config, last
+
+
+def _refill(section, fields: Mapping[str, Any]) -> None:
+    """Gives a section other fields, in place: what it keeps stays tied to what it refers to."""
+    for name in list(section):
+        if name not in fields or type(section[name]) is not type(fields[name]):
+            del section[name]
+    for name, value in fields.items():
+        if name not in section or section[name] != value:
+            section[name] = value
 
 
 def _fitting(key: str, old: Any, new: Any) -> Any:

@@ -125,7 +125,12 @@ def build(package: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
       ValueError: The section's fields are not exactly those of the part it names, as when the name
         alone was overridden; a stale field is never ignored.
     """
-    fields = dict(section)
+    try:
+        fields = dict(section)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{section!r} is no section of {package}: give one by spec(NAME, ...)"
+        ) from None
     name = fields.pop("name", None)
     if name is None:
         raise ValueError(f"a section of {package} needs a 'name'; it has {sorted(fields)}")

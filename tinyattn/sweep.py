@@ -1,12 +1,13 @@
 """A table of runs: rows of changes to one config, each run once, each remembered.
 
-An ablation file has `get_config(arg)` for the base, whose `seeds` are the table's, and `rows()`, which
-yields `name, {dotted.key: value}`. A run's id is the hash of its resolved config, so running a table
-again is free, and a new row or seed costs only itself.
+An ablation file has `get_config(arg)` for the base, whose `seeds` are the table's, and `rows()`,
+which yields `name, {dotted.key: value}`. A run is known by the hash of its config, so running a
+table again is free, and a new row or seed costs only itself.
 """
 
 import itertools
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ Rows = Iterable[tuple[str, Changes]]
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Changes]]:
-    """Every combination of the axes' values, named by them: grid({"optim.learning_rate": [1e-3]})."""
+    """Every combination of the axes' values, named by them: grid({"optim.b1": [0.8, 0.9]})."""
     for values in itertools.product(*axes.values()):
         yield _named(axes, values)
 
@@ -35,7 +36,7 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Changes]]:
 
 
 def cross(first: Rows, second: Rows) -> Iterator[tuple[str, Changes]]:
-    """Every row of the first with every row of the second; where both set a key, the second wins."""
+    """Every row of the first with every row of the second, which wins where both set a key."""
     second = list(second)
     for (name, changes), (more, others) in itertools.product(first, second):
         yield " ".join(filter(None, (name, more))), {**changes, **others}
@@ -80,9 +81,14 @@ def expand(base: ml_collections.ConfigDict, rows: Rows) -> list[Row]:
         try:
             resolved = config.override(base, changes)
             seeds = tuple(resolved.seeds)
-            if not seeds or len(set(seeds)) < len(seeds):
-                raise ValueError(f"seeds={seeds} must be different integers, at least one")
+            # A key is made of 32 bits, so larger seeds would repeat smaller ones.
+            fine = all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds)
+            if not seeds or not fine or len(set(seeds)) < len(seeds):
+                raise ValueError(
+                    f"seeds={seeds} must be one or more different whole numbers, 0 to 2**32 - 1"
+                )
             program = train.make(resolved)
+            _checkpoints(resolved.checkpoint, Path(), "")
         except ValueError as error:
             raise ValueError(f"row {name!r}: {error}") from error
         found[name] = Row(name, program, tuple(_run(name, seed, resolved) for seed in seeds))
@@ -145,13 +151,19 @@ def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -
                 row_costs = row_costs or baseline.costs(row)
                 outcomes = _train(row.program, group, workdir, watcher.progress)
             except Exception as error:  # one row must not take the others with it
-                lines = f"{type(error).__name__}: {error}".strip().splitlines()
-                outcomes = [train.Outcome(run.seed, None, 0, [], lines[0]) for run in group]
+                said = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+                said += f"\n{traceback.format_exc()}"
+                outcomes = [train.Outcome(run.seed, None, 0, [], said) for run in group]
             seconds = (time.perf_counter() - began) / len(group)
-            for run, outcome in zip(group, outcomes, strict=True):
-                record, arrays = _record(row, run, outcome, row_costs or {}, seconds)
+            # All of a group before the first is written: it would be another program without it.
+            made = [
+                _record(row, run, outcome, row_costs or {}, seconds)
+                for run, outcome in zip(group, outcomes, strict=True)
+            ]
+            for run, (record, arrays) in zip(group, made, strict=True):
                 records.write(records.run_dir(workdir, run.digest), record, arrays)
                 finished[run.digest] = record
+            train.discard(_folder(workdir, group))
             known = gather()
     return known
 
@@ -188,17 +200,23 @@ class _Baseline:
 
 
 def _train(program, group: Sequence[Run], workdir: Path, report) -> list[train.Outcome]:
-    settings = group[0].config["checkpoint"]
-    name = config.digest([run.digest for run in group]) if len(group) > 1 else group[0].digest
-    folder = records.run_dir(workdir, name) / "checkpoints"
+    folder = _folder(workdir, group)
+    with _checkpoints(group[0].config["checkpoint"], folder, _name(group)) as checkpoints:
+        return train.fit(program, [run.seed for run in group], checkpoints, report)
+
+
+def _name(group: Sequence[Run]) -> str:
+    return config.digest([run.digest for run in group]) if len(group) > 1 else group[0].digest
+
+
+def _folder(workdir: Path, group: Sequence[Run]) -> Path:
+    return records.run_dir(workdir, _name(group)) / "checkpoints"
+
+
+def _checkpoints(settings: Mapping[str, Any], folder: Path, name: str) -> Checkpoints:
     every = settings["every_seconds"]
-    checkpoints = Checkpoints(
-        folder, name, keep=settings["keep"], every_seconds=None if every < 0 else every
-    )
-    with checkpoints:
-        outcomes = train.fit(program, [run.seed for run in group], checkpoints, report)
-    train.discard(folder)
-    return outcomes
+    every = None if every < 0 else every
+    return Checkpoints(folder, name, keep=settings["keep"], every_seconds=every)
 
 
 def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds: float):

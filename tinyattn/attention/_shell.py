@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import axes
+from tinyattn import affine, axes
 from tinyattn.masks import Mask
 
 
@@ -126,14 +126,17 @@ def project(
     """
     H = config.width(inputs.shape[-1])
 
-    def heads(name, x, count):
-        y = nn.Dense(count * H, dtype=x.dtype, kernel_init=kernel_init, name=name)(x)
-        return y.reshape(*x.shape[:-1], count, H)
+    N, K = config.num_heads, config.kv_heads
 
-    memory = inputs if memory is None else memory
-    query = heads("query", inputs, config.num_heads)
-    key = heads("key", memory, config.kv_heads)
-    value = heads("value", memory, config.kv_heads)
+    def heads(x, **counts):
+        layers = {name: count * H for name, count in counts.items()}
+        parts = affine.dense(x, layers, kernel_init)
+        return [part.reshape(*part.shape[:-1], -1, H) for part in parts]
+
+    if memory is None:
+        query, key, value = heads(inputs, query=N, key=K, value=K)
+    else:
+        query, key, value = *heads(inputs, query=N), *heads(memory, key=K, value=K)
     return (rotate(query), rotate(key), value) if rotate else (query, key, value)
 
 
@@ -145,7 +148,7 @@ def merge(
 ) -> jax.Array:
     """Projects [B, T, N, H] back to [B, T, D]; to be called within a compact module."""
     flat = heads.reshape(*heads.shape[:-2], -1)
-    return nn.Dense(D, dtype=heads.dtype, kernel_init=kernel_init, name="out")(flat)
+    return affine.dense(flat, {"out": D}, kernel_init)[0]
 
 
 def projection_flops(config: Heads, *, D: int, T: int, S: int) -> dict[str, Work]:

@@ -1,4 +1,16 @@
-"""The softmax core: exact attention over dense blocks, with its own gradient."""
+"""The softmax core: exact attention in blocks that stay in cache, with a gradient of its own.
+
+Nothing larger than a block of scores is held between forward and backward: the backward pass recomputes
+the probabilities from the saved logarithm of their sum, and needs no sum over keys of its own, since
+Σ_s p_s dp_s is dout·out. Source: Dao et al. 2022, "FlashAttention", https://arxiv.org/abs/2205.14135,
+algorithms 1 and 4, without the blocks of keys.
+
+Within the core tokens are the last axis, [..., H, T], so that scores are [..., S, T] and both sums over
+keys and products with them run along whole vectors.
+"""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +19,183 @@ from tinyattn.masks import Mask
 
 # Stands for minus infinity where a difference of two of them must not be NaN.
 FLOOR = -1e30
+# On a CPU, up to this many keys all examples go in one batched block; above, one example at a time.
+SHORT = 128
+# Queries a block above SHORT: scores of a few heads then fit the second-level cache.
+BLOCK = 128
+
+
+def streams(S: int) -> bool:
+    """Whether `attend` goes block by block: a GPU has no use for work in small pieces."""
+    return S > SHORT and jax.default_backend() == "cpu"
+
+
+def plan(T: int, S: int) -> tuple[int, int]:
+    """Blocks of queries and their length: equal ones, so that the last is not mostly padding."""
+    blocks = -(-T // BLOCK) if streams(S) else 1
+    return blocks, -(-T // blocks)
+
+
+def pairs(T: int, S: int) -> int:
+    """Query-key pairs that `attend` executes, the padding of the last block included."""
+    blocks, C = plan(T, S)
+    return blocks * C * S
 
 
 def attend(query, key, value, mask: Mask):
     """softmax(query key^T / sqrt(H)) value over allowed keys; see `dense` for the shapes."""
     T, S = query.shape[1], key.shape[1]
-    allowed = mask.dense(T, S) if mask.kinds else None
-    return attend_block(query, key, value, allowed)
+    if not streams(S):
+        return attend_block(query, key, value, mask.dense(T, S) if mask.kinds else None)
+    B, _, N, H = query.shape
+    K = key.shape[2]
+    blocks, C = plan(T, S)
+    # One example's key/value heads at a time, and their queries block by block.
+    padded = jnp.pad(query, ((0, 0), (0, blocks * C - T), (0, 0), (0, 0)))
+    queries = padded.reshape(B, blocks, C, K, N // K, H).transpose(0, 1, 3, 5, 4, 2)
+    queries = queries.reshape(B, blocks, K, H, (N // K) * C)
+    out = _streamed(queries, _last(key), _last(value), mask, C)
+    out = out.reshape(B, blocks, K, H, N // K, C).transpose(0, 1, 5, 2, 4, 3)
+    return out.reshape(B, blocks * C, N, H)[:, :T]
 
 
 def attend_block(query, key, value, allowed=None):
     """One dense block: query [B, T, N, H], key and value [B, S, K, H], allowed bool [B or 1, T, S]."""
     B, T, N, H = query.shape
     K = key.shape[2]
-    query = query.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
-    scores = scores / jnp.sqrt(H)
+    queries = query.reshape(B, T, K, N // K, H).transpose(0, 2, 4, 3, 1)
+    queries = queries.reshape(B, K, H, (N // K) * T)
     if allowed is not None:
-        scores = jnp.where(allowed[:, None, None], scores, FLOOR)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    if allowed is not None:
-        weights = jnp.where(allowed[:, None, None], weights, 0.0)
-    total = weights.sum(-1, keepdims=True)
-    weights = weights / jnp.where(total > 0, total, 1.0)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
-    return out.reshape(B, T, N, H)
+        allowed = _tiled(allowed, N // K)[:, None]
+    out = _block(queries, _last(key), _last(value), allowed)
+    return out.reshape(B, K, H, N // K, T).transpose(0, 4, 1, 3, 2).reshape(B, T, N, H)
+
+
+def _last(x):
+    """[B, S, K, H] to [B, K, H, S]."""
+    return x.transpose(0, 2, 3, 1)
+
+
+def _tiled(allowed, repeats: int):
+    """bool [..., T, S] to [..., S, repeats * T], once for each query head of a key/value head."""
+    return jnp.tile(allowed.swapaxes(-1, -2), repeats)
+
+
+def _scores(query, key, allowed):
+    scale = 1 / math.sqrt(key.shape[-2])
+    s = jnp.einsum("...hs,...ht->...st", key, query, preferred_element_type=jnp.float32) * scale
+    return s if allowed is None else jnp.where(allowed, s, FLOOR)
+
+
+def _exp(scores, shift, allowed):
+    p = jnp.exp(scores - shift)
+    return p if allowed is None else jnp.where(allowed, p, 0.0)
+
+
+def _forward(query, key, value, allowed):
+    """(out [..., H, T], logarithm of the sum of exponents [..., 1, T])."""
+    s = _scores(query, key, allowed)
+    top = s.max(-2, keepdims=True)
+    p = _exp(s, top, allowed)
+    total = p.sum(-2, keepdims=True)
+    total = jnp.where(total > 0, total, 1.0)
+    out = jnp.einsum(
+        "...hs,...st->...ht", value, p.astype(value.dtype), preferred_element_type=jnp.float32
+    )
+    return (out / total).astype(query.dtype), top + jnp.log(total)
+
+
+def _backward(query, key, value, allowed, out, lse, dout):
+    """Gradients of query, key and value, in float32."""
+    scale = 1 / math.sqrt(key.shape[-2])
+    wide = {"preferred_element_type": jnp.float32}
+    p = _exp(_scores(query, key, allowed), lse, allowed)
+    dp = jnp.einsum("...hs,...ht->...st", value, dout, **wide)
+    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-2, keepdims=True)
+    ds = (p * (dp - delta) * scale).astype(query.dtype)
+    dquery = jnp.einsum("...hs,...st->...ht", key, ds, **wide)
+    dkey = jnp.einsum("...ht,...st->...hs", query, ds, **wide)
+    dvalue = jnp.einsum("...ht,...st->...hs", dout, p.astype(dout.dtype), **wide)
+    return dquery, dkey, dvalue
+
+
+@jax.custom_vjp
+def _block(query, key, value, allowed):
+    return _forward(query, key, value, allowed)[0]
+
+
+def _block_fwd(query, key, value, allowed):
+    out, lse = _forward(query, key, value, allowed)
+    return out, (query, key, value, allowed, out, lse)
+
+
+def _block_bwd(saved, dout):
+    grads = _backward(*saved, dout)
+    return *(g.astype(x.dtype) for g, x in zip(grads, saved, strict=False)), None
+
+
+_block.defvjp(_block_fwd, _block_bwd)
+
+
+def _allowed(mask: Mask, example, start, C: int, S: int, repeats: int):
+    """The part of the mask that a block of one example needs, [1, S, repeats * C]; None is all."""
+    if not mask.kinds:
+        return None
+    own = jax.tree.map(lambda x: x[jnp.minimum(example, x.shape[0] - 1)][None], mask)
+    return _tiled(own.allowed(start + jnp.arange(C), jnp.arange(S), S), repeats)
+
+
+def _per_example(function, mask: Mask, C: int, queries, key, carried):
+    """Maps function(queries, key, value, carried, allowed) over examples; allowed(i) is block i's."""
+    B, width = queries.shape[0], queries.shape[-1]
+
+    def example(inputs):
+        index, own, key, value, more = inputs
+
+        def allowed(i):
+            return _allowed(mask, index, i * C, C, key.shape[-1], width // C)
+
+        return function(own, key, value, more, allowed)
+
+    return jax.lax.map(example, (jnp.arange(B), queries, *key, carried))
+
+
+def _stream_forward(queries, key, value, mask: Mask, C: int):
+    def example(own, key, value, _, allowed):
+        def block(inputs):
+            i, query = inputs
+            return _forward(query, key, value, allowed(i))
+
+        return jax.lax.map(block, (jnp.arange(own.shape[0]), own))
+
+    return _per_example(example, mask, C, queries, (key, value), ())
+
+
+def _stream_backward(C: int, saved, dout):
+    queries, key, value, mask, out, lse = saved
+
+    def example(own, key, value, more, allowed):
+        def block(sums, inputs):
+            i, query, out, lse, dout = inputs
+            dquery, *new = _backward(query, key, value, allowed(i), out, lse, dout)
+            return jax.tree.map(jnp.add, sums, new), dquery.astype(query.dtype)
+
+        zeros = [jnp.zeros(x.shape, jnp.float32) for x in (key, value)]
+        sums, dquery = jax.lax.scan(block, zeros, (jnp.arange(own.shape[0]), own, *more))
+        return dquery, *(s.astype(key.dtype) for s in sums)
+
+    dqueries, dkey, dvalue = _per_example(example, mask, C, queries, (key, value), (out, lse, dout))
+    return dqueries, dkey, dvalue, None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _streamed(queries, key, value, mask: Mask, C: int):
+    return _stream_forward(queries, key, value, mask, C)[0]
+
+
+def _streamed_fwd(queries, key, value, mask: Mask, C: int):
+    out, lse = _stream_forward(queries, key, value, mask, C)
+    return out, (queries, key, value, mask, out, lse)
+
+
+_streamed.defvjp(_streamed_fwd, _stream_backward)

@@ -52,7 +52,9 @@ class Attention(attention.Shell):
 def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, attention.Work]:
     """Every pair is executed; only allowed pairs are useful. FLOPs an example."""
     per_pair = 2 * config.num_heads * config.width(D)
-    pairs = attention.Work(per_pair * T * S, per_pair * float(mask.pairs(T, S).mean()))
+    pairs = attention.Work(
+        per_pair * _softmax.pairs(T, S), per_pair * float(mask.pairs(T, S).mean())
+    )
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),
         "scores": pairs,

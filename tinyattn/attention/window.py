@@ -60,7 +60,7 @@ def plan(config: Config, mask: Mask, T: int) -> Plan:
     band = mask & masks.window(config.window)
     behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
     blocks = -(-T // C)
-    if blocks * C * (behind + C + ahead) >= T * T:
+    if blocks * C * (behind + C + ahead) >= _softmax.pairs(T, T):
         return Plan(1, T, 0, 0)
     return Plan(blocks, C, behind, ahead)
 
@@ -128,7 +128,8 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     blocks, C, behind, ahead = plan(config, mask, T)
     per_pair = 2 * config.num_heads * config.width(D)
     allowed = (mask & masks.window(config.window)).pairs(T, S).mean()
-    pairs = attention.Work(per_pair * blocks * C * (behind + C + ahead), per_pair * float(allowed))
+    executed = blocks * C * (behind + C + ahead) if blocks > 1 else _softmax.pairs(T, S)
+    pairs = attention.Work(per_pair * executed, per_pair * float(allowed))
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),
         "scores": pairs,

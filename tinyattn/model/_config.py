@@ -81,7 +81,7 @@ class Config:
             raise ValueError(f"model.token_types={self.token_types}: patches have no token types")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout} must be a rate in [0, 1)")
-        module, heads = attention.build(self.attention)
+        _, heads = attention.build(self.attention)
         if isinstance(heads, attention.Heads):
             head_width = heads.width(self.width)
             if self.positions == "rotary" and head_width % 2:

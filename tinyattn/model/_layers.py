@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention, initializers
+from tinyattn import affine, attention, initializers
 from tinyattn.masks import Mask
 from tinyattn.model._config import Config, length
 
@@ -39,8 +39,7 @@ def sinusoids(T: int, width: int) -> jax.Array:
 
 
 def dense(config: Config, features: int, name: str, x: jax.Array, init=None) -> jax.Array:
-    init = init or initializers.kernel(config.init)
-    return nn.Dense(features, dtype=x.dtype, kernel_init=init, name=name)(x)
+    return affine.dense(x, {name: features}, init or initializers.kernel(config.init))[0]
 
 
 class Embedding(nn.Module):

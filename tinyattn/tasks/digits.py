@@ -1,7 +1,7 @@
 """Handwritten digits, 1,797 images of 8x8, which scikit-learn ships: no network is needed.
 
-Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; the 1,797 images are its
-  test part, https://archive.ics.uci.edu/dataset/80.
+Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; the 1,797 images are
+  its test part, https://archive.ics.uci.edu/dataset/80.
 Differs: split here, 1,257 / 180 / 360, stratified by digit and fixed.
 """
 

@@ -1,5 +1,6 @@
 """The loop around the step: dispatches, evaluations, early stopping, checkpoints."""
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tinyattn.checkpoint import Checkpoints
+from tinyattn.train._interrupts import Interrupts
 from tinyattn.train._step import Program, batches, evaluate
 
 
@@ -59,16 +61,20 @@ def fit(
 ) -> list[Outcome]:
     """Trains seeds side by side (usually one), from the last good checkpoint if there is one.
 
-    A non-finite loss ends that seed alone. An interrupt (Ctrl-C) saves before it goes on.
+    A non-finite loss ends that seed alone. An interrupt (Ctrl-C) waits for the end of the dispatch
+    and saves; a second one does not wait.
 
     Args:
       program: Of the config that all seeds share.
       seeds: Each is initialisation, data order and per-step randomness.
-      checkpoints: Where to save and resume; removed once all seeds are done.
+      checkpoints: Where to save and resume.
       report: Called after each dispatch.
 
     Returns:
       One outcome a seed, in order.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C, once the run is saved.
     """
     config, task = program.config, program.task
     many = len(seeds) > 1
@@ -87,7 +93,7 @@ def fit(
         meta = {"runs": [run._asdict() for run in runs]}
         checkpoints.save(step, {"state": state, "best": best}, meta)
 
-    try:
+    with Interrupts() as interrupts:
         while step < config.steps and any(run.running for run in runs):
             until = _next_stop(step, config)
             rows = [
@@ -101,9 +107,7 @@ def fit(
             for i, run in enumerate(runs):
                 if run.running and not np.isfinite(sums.loss[i]).all():
                     bad = first + int(np.flatnonzero(~np.isfinite(sums.loss[i]))[0])
-                    runs[i] = run._replace(
-                        error=f"non-finite loss at step {bad}: lower optim.learning_rate or clip"
-                    )
+                    runs[i] = run._replace(error=_diverged("loss", bad))
             if step == config.steps or (config.eval_every and step % config.eval_every == 0):
                 for i, run in enumerate(runs):
                     if run.running:
@@ -115,13 +119,14 @@ def fit(
             latest = [run.history[-1]["validation_accuracy"] for run in runs if run.history]
             validation = float(np.mean(latest)) if latest else float("nan")
             shares = loss / count, correct / count, validation
-            report(Progress(step, config.steps, step - first, *shares))
-            if step < config.steps and checkpoints.due():
+            try:
+                report(Progress(step, config.steps, step - first, *shares))
+            except KeyboardInterrupt:
+                interrupts.pending = True
+            if interrupts.pending or (step < config.steps and checkpoints.due()):
                 save()
-    except KeyboardInterrupt:
-        if step < config.steps:
-            save()
-        raise
+            if interrupts.pending:
+                raise KeyboardInterrupt
 
     checkpoints.close()
     final = best if config.patience else _copy(state.theta)
@@ -164,6 +169,8 @@ def _evaluated(run: _Run, program: Program, theta, step: int) -> tuple[_Run, boo
     accuracy, loss = float(correct.mean()), float(losses.mean())
     entry = {"step": step, "validation_accuracy": accuracy, "validation_loss": loss}
     run = run._replace(history=[*run.history, entry])
+    if not np.isfinite(loss):
+        return run._replace(error=_diverged("validation loss", step)), False
     # Few validation examples tie often; the loss decides.
     if (accuracy, -loss) > (run.best_accuracy, -run.best_loss):
         found = {"best_step": step, "best_accuracy": accuracy, "best_loss": loss, "since_best": 0}
@@ -173,11 +180,23 @@ def _evaluated(run: _Run, program: Program, theta, step: int) -> tuple[_Run, boo
     return run._replace(since_best=since, stopped=bool(patience) and since >= patience), False
 
 
+def _diverged(what: str, step: int) -> str:
+    return f"non-finite {what} at step {step}: lower optim.learning_rate, or set optim.clip_norm"
+
+
 def _next_stop(step: int, config) -> int:
-    until = min(step + config.steps_per_dispatch, config.steps)
+    until = min(step + _stride(config), config.steps)
     if config.eval_every:
         until = min(until, (step // config.eval_every + 1) * config.eval_every)
     return until
+
+
+def _stride(config) -> int:
+    """Steps a dispatch: fewer than set where all dispatches are then equal and compile once."""
+    most = config.steps_per_dispatch
+    between = math.gcd(config.steps, config.eval_every)
+    even = max(k for k in range(1, most + 1) if between % k == 0)
+    return even if 2 * even >= most else most
 
 
 def _copy(tree):

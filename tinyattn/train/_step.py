@@ -1,57 +1,20 @@
 """One training step as a pure function, and the programs that are compiled from it."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.special
+from jax.sharding import PartitionSpec as P
 
 from tinyattn import model, optim, registry, tasks, weights
 from tinyattn.tasks import Split, Task
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """
-    Attributes:
-      steps: Updates in a run.
-      batch_size: Examples a step (B).
-      eval_every: Steps between evaluations on the validation split; 0 is only at the end.
-      steps_per_dispatch: Steps that one call runs on the device, as a scan.
-      seeds_per_program: Seeds that train side by side in one program; 1 is one after the other.
-      label_smoothing: Share of the target that is spread over all classes.
-      ema_decay: Of the average of the trainable leaves that is evaluated in their place; 0 is none.
-      patience: Evaluations without a better validation accuracy after which a run stops and its best
-        weights count; 0 is never, and the last weights count.
-    """
-
-    steps: int = 1000
-    batch_size: int = 64
-    eval_every: int = 100
-    steps_per_dispatch: int = 20
-    seeds_per_program: int = 1
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
-    patience: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "steps_per_dispatch", "seeds_per_program"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"train.{name}={getattr(self, name)} must be positive, or 0 for none"
-                )
-        for name in ("label_smoothing", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
-        if self.patience and not self.eval_every:
-            raise ValueError(f"train.patience={self.patience} needs evaluations: set eval_every")
+from tinyattn.train._config import Config, check
 
 
 class State(NamedTuple):
@@ -115,7 +78,7 @@ class Program(NamedTuple):
 
 
 def make(config: Mapping[str, Any]) -> Program:
-    """Checks every section of a config and makes its program; compiles nothing.
+    """Checks every section of a config, and that they fit; the program is compiled when it is run.
 
     Raises:
       ValueError: Anything that does not fit, with names, values and the remedy.
@@ -127,7 +90,7 @@ def make(config: Mapping[str, Any]) -> Program:
     scheme = weights.build(config["weights"])
     encoder = model.build(config["model"])
     task = tasks.load(config["task"])
-    _check(encoder.config, task, settings)
+    check(encoder, scheme, task, settings)
 
     init_params = jax.jit(lambda rng: encoder.init(rng, task.train.inputs[:1])["params"])
     init_opt = jax.jit(optimizer.init)
@@ -150,11 +113,36 @@ def make(config: Mapping[str, Any]) -> Program:
         correct = (logits.argmax(-1) == batch.labels).sum()
         return losses.mean(), Sums(losses.sum(), correct, batch.labels.size)
 
-    def step(state: State, batch: Split) -> tuple[State, Sums]:
-        augment_rng, dropout_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
-        batch = batch._replace(inputs=task.augment(augment_rng, batch.inputs))
-        gradient = jax.grad(loss, has_aux=True)
-        grads, sums = gradient(state.trainable, state.rest, batch, dropout_rng)
+    def gradients(state: State, batch: Split, rng):
+        """Of the mean loss over a batch, one part of it at a time."""
+
+        def part(i, batch):
+            augment_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, i))
+            batch = batch._replace(inputs=task.augment(augment_rng, batch.inputs))
+            return jax.grad(loss, has_aux=True)(state.trainable, state.rest, batch, dropout_rng)
+
+        m = settings.micro_batches
+        if m == 1:
+            return part(0, batch)
+        parts = jax.tree.map(lambda x: x.reshape(m, -1, *x.shape[1:]), batch)
+
+        def body(total, inputs):
+            return jax.tree.map(jnp.add, total, part(*inputs)), None
+
+        shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (grads, sums), _ = jax.lax.scan(body, zeros, (jnp.arange(m), parts))
+        return jax.tree.map(lambda g: g / m, grads), sums
+
+    def step(state: State, batch: Split, axis: str | None = None) -> tuple[State, Sums]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        if axis is not None:
+            rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
+        grads, sums = gradients(state, batch, rng)
+        if axis is not None:
+            # One reduction of one vector: a reduction a leaf costs twice the step.
+            flat, unravel = jax.flatten_util.ravel_pytree(grads)
+            grads, sums = unravel(jax.lax.pmean(flat, axis)), jax.lax.psum(sums, axis)
         updates, opt = optimizer.update(grads, state.opt, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         theta = scheme.update(weights.combine(trainable, state.rest), state.step)
@@ -164,11 +152,14 @@ def make(config: Mapping[str, Any]) -> Program:
             average = optim.average(average, trainable, settings.ema_decay, state.step)
         return State(state.step + 1, trainable, rest, opt, average, state.rng), sums
 
-    def run(state: State, data: Split, indices):
+    def run(state: State, data: Split, indices, axis: str | None = None):
         def body(state, index):
-            return step(state, jax.tree.map(lambda x: x[index], data))
+            return step(state, jax.tree.map(lambda x: x[index], data), axis)
 
         return jax.lax.scan(body, state, indices)
+
+    def run_many(states: State, data: Split, indices, axis: str | None = None):
+        return jax.vmap(lambda state, i: run(state, data, i, axis))(states, indices)
 
     def predict(theta, inputs, key_valid=None):
         return encoder.apply({"params": scheme.build(theta)}, inputs, key_valid)
@@ -180,35 +171,36 @@ def make(config: Mapping[str, Any]) -> Program:
         config=settings,
         init=init,
         step=step,
-        run=jax.jit(run, donate_argnums=0),
-        run_many=jax.jit(jax.vmap(run, in_axes=(0, None, 0)), donate_argnums=0),
+        run=_compiled(run, settings.data_devices, P(None, "data")),
+        run_many=_compiled(run_many, settings.data_devices, P(None, None, "data")),
         predict=jax.jit(predict),
     )
 
 
-def _check(encoder: model.Config, task: Task, settings: Config) -> None:
-    if encoder.num_classes != task.num_classes:
-        raise ValueError(
-            f"model.num_classes={encoder.num_classes}, but the task has {task.num_classes} classes"
-        )
-    if encoder.inputs == "tokens" and encoder.vocab_size < task.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={encoder.vocab_size}, but the task has {task.vocab_size} tokens"
-        )
-    if (encoder.inputs == "tokens") != bool(task.vocab_size):
-        raise ValueError(f"model.inputs={encoder.inputs!r} does not fit the task's inputs")
-    if settings.batch_size > len(task.train.labels):
-        raise ValueError(
-            f"train.batch_size={settings.batch_size} is more than the {len(task.train.labels)}"
-            f" training examples"
-        )
-    model.length(encoder, task.train.inputs[:1])
+def _compiled(run: Callable, devices: int, batch: P) -> Callable:
+    """The jitted dispatch, its batches split over devices that each hold the whole state."""
+    if devices == 1:
+        return jax.jit(run, donate_argnums=0)
+    mesh = jax.make_mesh(
+        (devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:devices],
+    )
+    split = jax.shard_map(
+        functools.partial(run, axis="data"),
+        mesh=mesh,
+        in_specs=(P(), P(), batch),
+        out_specs=P(),
+        check_vma=False,
+    )
+    return jax.jit(split, donate_argnums=0)
 
 
 def batches(seed: int, examples: int, batch_size: int, first: int, count: int) -> np.ndarray:
     """Which examples steps first..first+count-1 train on, int32 [count, B].
 
-    A pure function of seed and step: an epoch is a permutation, its incomplete last batch is left out.
+    A pure function of seed and step: an epoch is a permutation, less its incomplete last batch.
     """
     steps_per_epoch = examples // batch_size
     rows = []
@@ -227,6 +219,8 @@ def evaluate(
 ) -> tuple[np.ndarray, ...]:
     """Which examples of a split are answered rightly, bool [n], and their losses, float32 [n]."""
     n = len(split.labels)
+    # After training on several devices each holds a copy; one is enough.
+    theta = jax.tree.map(lambda x: x.addressable_data(0) if hasattr(x, "sharding") else x, theta)
     logits = []
     for start in range(0, n, batch):
         part = jax.tree.map(lambda x, i=start: x[i : i + batch], split)

@@ -1,0 +1,176 @@
+"""The digits: fixed, stratified, disjoint; nothing of the test split is known in training."""
+
+import sys
+import types
+import zlib
+
+import datasets
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from tinyattn import config, tasks
+from tinyattn.tasks import Split, Task, digits
+
+SPLITS = ("train", "validation", "test")
+PIXELS = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def raw():
+    """Images 0..16, as they come."""
+    return digits.load(digits.Config(normalise="none"))
+
+
+@pytest.fixture(scope="module")
+def standard():
+    return digits.load(digits.Config())
+
+
+def test_names_and_unknown_names():
+    assert tasks.names() == ("digits",)
+    with pytest.raises(ValueError, match="no 'digts'; did you mean 'digits'"):
+        tasks.spec("digts")
+    with pytest.raises(ValueError, match="no field 'shfit'; did you mean 'shift'"):
+        tasks.spec("digits", shfit=1)
+
+
+def test_a_hugging_face_dataset():
+    data = digits.dataset()
+    assert isinstance(data, datasets.DatasetDict) and tuple(data) == SPLITS
+    assert data["test"].features["label"].num_classes == 10
+    assert data["test"].features["image"].shape == (8, 8)
+    assert data["test"].num_rows == 360
+
+
+def test_shapes_and_types(raw):
+    for name, size in zip(SPLITS, (1257, 180, 360), strict=True):
+        split = getattr(raw, name)
+        assert split.inputs.shape == (size, *PIXELS) and split.inputs.dtype == np.float32
+        assert split.labels.shape == (size,) and split.labels.dtype == np.int32
+        assert split.key_valid is None
+    assert (raw.num_classes, raw.vocab_size) == (10, 0)
+
+
+def test_every_image_is_in_one_split_with_its_label(raw):
+    """The 1,797 images all differ, so bytes tell them apart."""
+    parts = [getattr(raw, name) for name in SPLITS]
+    images = [image.astype(np.int64).tobytes() for part in parts for image in part.inputs]
+    assert len(set(images)) == len(images) == 1797
+    labels = np.concatenate([part.labels for part in parts])
+    source = load_digits()
+    origin = [image.astype(np.int64).tobytes() for image in source.images]
+    expected = dict(zip(origin, source.target, strict=True))
+    assert dict(zip(images, labels, strict=True)) == expected
+
+
+def test_the_split_is_stratified(raw):
+    whole = np.bincount(load_digits().target) / 1797
+    for name in SPLITS:
+        labels = getattr(raw, name).labels
+        assert np.abs(np.bincount(labels, minlength=10) - whole * len(labels)).max() < 1
+
+
+def test_the_split_never_changes(raw):
+    """Results of another split could not be compared with the published table."""
+    found = [
+        zlib.crc32(x.tobytes())
+        for name in SPLITS
+        for x in (getattr(raw, name).labels, getattr(raw, name).inputs)
+    ]
+    assert found == [3714895243, 1273016380, 2203034496, 2283445787, 1473915990, 2097081841]
+
+
+def test_normalisation_knows_the_training_split_alone(raw, standard):
+    train = raw.train.inputs.astype(np.float64)
+    for name in SPLITS:
+        expected = (getattr(raw, name).inputs - train.mean()) / train.std()
+        np.testing.assert_allclose(getattr(standard, name).inputs, expected, atol=1e-5)
+    assert abs(standard.train.inputs.mean()) < 1e-5 and abs(standard.train.inputs.std() - 1) < 1e-5
+    # Statistics of all images would make the test split's mean another one.
+    everything = np.concatenate([getattr(raw, name).inputs for name in SPLITS])
+    assert abs(everything.mean() - train.mean()) > 1e-4
+    unit = digits.load(digits.Config(normalise="unit"))
+    np.testing.assert_array_equal(unit.test.inputs, raw.test.inputs / 16)
+    assert unit.train.inputs.min() == 0 and unit.train.inputs.max() == 1
+
+
+def moved(image, down, right, background):
+    """The image moved by whole pixels, in plain loops."""
+    out = np.full_like(image, background)
+    for y in range(8):
+        for x in range(8):
+            if 0 <= y - down < 8 and 0 <= x - right < 8:
+                out[y, x] = image[y - down, x - right]
+    return out
+
+
+def test_shifts_move_whole_images_over_background(standard):
+    task = digits.load(digits.Config(shift=2))
+    batch = standard.train.inputs[:64]
+    background = standard.train.inputs.min()  # paper, where there is no ink
+    shifted = np.asarray(jax.jit(task.augment)(jax.random.PRNGKey(0), batch))
+    seen = set()
+    for image, result in zip(batch, shifted, strict=True):
+        ways = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            if np.array_equal(moved(image, down, right, background), result)
+        ]
+        assert ways, "not the image moved by at most two pixels"
+        seen.update(ways if len(ways) == 1 else ())
+    assert len(seen) > 15  # of 25, and each example by itself
+    assert {down for down, _ in seen} == {right for _, right in seen} == {-2, -1, 0, 1, 2}
+
+
+def test_augmentation_follows_its_rng(standard):
+    batch = standard.train.inputs[:8]
+    task = digits.load(digits.Config(shift=1, noise=0.5))
+    first, second = jax.random.split(jax.random.PRNGKey(3))
+    np.testing.assert_array_equal(task.augment(first, batch), task.augment(first, batch))
+    assert not np.array_equal(task.augment(first, batch), task.augment(second, batch))
+
+
+def test_without_augmentation_nothing_moves(standard):
+    rng, batch = jax.random.PRNGKey(0), standard.train.inputs[:8]
+    np.testing.assert_array_equal(standard.augment(rng, batch), batch)
+
+
+def test_noise_is_as_strong_as_said(standard):
+    batch = jnp.asarray(standard.train.inputs[:200])
+    noisy = digits.load(digits.Config(noise=0.25)).augment(jax.random.PRNGKey(0), batch)
+    added = np.asarray(noisy - batch)
+    assert abs(added.std() - 0.25) < 0.01 and abs(added.mean()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"normalise": "standart"}, "did you mean 'standard'"),
+        ({"shift": -1}, "shift=-1 must be 0 to 7"),
+        ({"shift": 8}, "shift=8 must be 0 to 7"),
+        ({"noise": -0.1}, "noise=-0.1 not negative"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.spec("digits", **fields)
+
+
+def test_a_task_of_another_package(monkeypatch):
+    """A dotted name reaches a fork's module; its section is checked like one of ours."""
+    package, mine = types.ModuleType("forked"), types.ModuleType("forked.mine")
+    package.__path__ = []
+    mine.__spec__ = types.SimpleNamespace(name="forked.mine")
+    mine.Config = digits.Config
+    split = Split(np.zeros((3, 4), np.int32), np.zeros(3, np.int32), np.ones((3, 4), bool))
+    mine.load = lambda config: Task(split, split, split, 2, 5, lambda rng, inputs: inputs)
+    monkeypatch.setitem(sys.modules, "forked", package)
+    monkeypatch.setitem(sys.modules, "forked.mine", mine)
+    section = tasks.spec("forked.mine", shift=1)
+    assert tasks.load(config.plain(section)).vocab_size == 5
+    with pytest.raises(ValueError, match=r"no module called .forked\.yours."):
+        tasks.spec("forked.yours")

@@ -1,0 +1,108 @@
+"""The settings of a run, and what is refused before anything is compiled."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from tinyattn import model, weights
+from tinyattn.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """
+    Attributes:
+      steps: Updates in a run.
+      batch_size: Examples a step (B).
+      eval_every: Steps between evaluations on the validation split; 0 is only at the end.
+      steps_per_dispatch: Steps that one call runs on the device, as a scan, at most: down to half
+        as many where all calls are then equally long, for each length is compiled for itself.
+      seeds_per_program: Seeds that train side by side in one program; 1 is one after the other.
+      micro_batches: Parts of a batch whose gradients are added up one after the other: less memory,
+        and on a CPU less time where a whole batch does not fit the cache.
+      data_devices: Devices that a batch is split over. On a CPU two devices are two threads that
+        share no cache line; the numbers depend on this setting and not on the machine's cores.
+      label_smoothing: Share of the target that is spread over all classes.
+      ema_decay: Of the average of the trainable leaves that is evaluated in their place; 0 is none.
+      patience: Evaluations without a better validation accuracy after which a run stops and its
+        best weights count; 0 is never, and the last weights count.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    eval_every: int = 100
+    steps_per_dispatch: int = 20
+    seeds_per_program: int = 1
+    micro_batches: int = 1
+    data_devices: int = 1
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    patience: int = 0
+
+    def __post_init__(self):
+        counts = ("steps", "batch_size", "steps_per_dispatch")
+        for name in (*counts, "seeds_per_program", "micro_batches", "data_devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % (self.micro_batches * self.data_devices):
+            raise ValueError(
+                f"train.batch_size={self.batch_size} must be a multiple of micro_batches ="
+                f" {self.micro_batches} times data_devices = {self.data_devices}"
+            )
+        for name in ("eval_every", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"train.{name}={getattr(self, name)} must be positive, or 0 for none"
+                )
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be in [0, 1)")
+        if self.patience and not self.eval_every:
+            raise ValueError(f"train.patience={self.patience} needs evaluations: set eval_every")
+
+
+def check(encoder: model.Encoder, scheme: weights.Scheme, task: Task, settings: Config) -> None:
+    """Refuses parts that do not fit together, before anything is compiled.
+
+    Raises:
+      ValueError: They do not; the message has names, values and the remedy.
+    """
+    _check_task(encoder.config, task, settings)
+    _check_weights(encoder, scheme, task)
+
+
+def _check_task(encoder: model.Config, task: Task, settings: Config) -> None:
+    if encoder.num_classes != task.num_classes:
+        raise ValueError(
+            f"model.num_classes={encoder.num_classes}, but the task has {task.num_classes} classes"
+        )
+    if encoder.inputs == "tokens" and encoder.vocab_size < task.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={encoder.vocab_size}, but the task has {task.vocab_size} tokens"
+        )
+    if (encoder.inputs == "tokens") != bool(task.vocab_size):
+        raise ValueError(f"model.inputs={encoder.inputs!r} does not fit the task's inputs")
+    if settings.batch_size > len(task.train.labels):
+        raise ValueError(
+            f"train.batch_size={settings.batch_size} is more than the {len(task.train.labels)}"
+            f" training examples"
+        )
+    if settings.data_devices > jax.device_count():
+        raise ValueError(
+            f"train.data_devices={settings.data_devices}, but there are {jax.device_count()}; on a"
+            f" CPU set the environment variable JAX_NUM_CPU_DEVICES={settings.data_devices}"
+        )
+    model.length(encoder, task.train.inputs[:1])
+
+
+def _check_weights(encoder: model.Encoder, scheme: weights.Scheme, task: Task) -> None:
+    """Traces the model and lets the scheme have a tree of zeros: either may refuse the other."""
+
+    def shapes(rng):
+        few = jax.tree.map(lambda x: x[:1], task.train)
+        return encoder.init(rng, few.inputs, few.key_valid)["params"]
+
+    rng = jax.random.PRNGKey(0)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(shapes, rng))
+    scheme.init(rng, zeros)
