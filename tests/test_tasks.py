@@ -1,5 +1,6 @@
 """The digits: fixed, stratified, disjoint; nothing of the test split is known in training."""
 
+import itertools
 import sys
 import types
 import zlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tinyattn import config, tasks
+from tinyattn import config, tasks, train
 from tinyattn.tasks import Split, Task, digits
 
 SPLITS = ("train", "validation", "test")
@@ -158,6 +159,21 @@ def test_noise_is_as_strong_as_said(standard):
 def test_what_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tasks.spec("digits", **fields)
+
+
+def test_data_order_is_a_function_of_seed_and_step():
+    whole = train.batches(3, 50, 16, 0, 12)
+    assert whole.shape == (12, 16) and whole.dtype == np.int32
+    cuts = (0, 1, 4, 8, 9, 12)
+    parts = [train.batches(3, 50, 16, a, b - a) for a, b in itertools.pairwise(cuts)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    epochs = whole.reshape(4, 48)
+    for epoch in epochs:
+        assert len(set(epoch)) == 48 and set(epoch) <= set(range(50))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert not np.array_equal(train.batches(4, 50, 16, 0, 12), whole)
+    # No example is left out for good.
+    assert {int(i) for i in train.batches(3, 50, 16, 0, 60).ravel()} == set(range(50))
 
 
 def test_a_task_of_another_package(monkeypatch):

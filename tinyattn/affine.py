@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """x [..., d_in] times kernel [d_in, d_out] plus bias [d_out]."""
+    """x [..., d_in] times kernel [d_in, d_out] plus bias [d_out], all of one dtype."""
     return x @ kernel + bias
 
 
@@ -22,12 +22,12 @@ def _forward(x, kernel, bias):
 def _backward(saved, dy):
     x, kernel = saved
     rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    wide = {"preferred_element_type": jnp.float32}
+    wide = {"preferred_element_type": jnp.promote_types(x.dtype, jnp.float32)}
     if rows.shape[1] <= drows.shape[1]:
         dkernel = jnp.einsum("ti,to->io", rows, drows, **wide)
     else:
         dkernel = jnp.einsum("to,ti->oi", drows, rows, **wide).T
-    dbias = drows.sum(0, dtype=jnp.float32)
+    dbias = drows.sum(0, dtype=wide["preferred_element_type"])
     return dy @ kernel.T, dkernel.astype(kernel.dtype), dbias.astype(dy.dtype)
 
 

@@ -81,14 +81,19 @@ def read(path_dir: str | Path) -> dict[str, Any] | None:
 
 def gather(workdir: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Writes `results.jsonl` from records in table order, one line each; returns its path."""
+    path = Path(workdir) / RESULTS
+    write_lines(path, records)
+    return path
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records to a JSON Lines file, all of them or none."""
     lines = [
         json.dumps(_plain(record, "record"), allow_nan=False, ensure_ascii=False) + "\n"
         for record in records
     ]
-    path = Path(workdir) / RESULTS
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, lambda file: file.write("".join(lines).encode()))
-    return path
 
 
 def load(workdir: str | Path) -> "pd.DataFrame":

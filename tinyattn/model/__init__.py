@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention, masks, registry
+from tinyattn import attention, axes, masks, registry
 from tinyattn.masks import Mask
 from tinyattn.model._config import INPUTS, POOLS, POSITIONS, Config, length
 from tinyattn.model._layers import Block, Embedding, cut, dense, dropout, pool, rotate, sinusoids
@@ -69,11 +69,16 @@ class Encoder(nn.Module):
           key_valid: bool [B, T], False at padding; None where there is none.
           token_types: int [B, T]; None is all zeros.
           rng: For dropout, in training; None is evaluation.
+
+        Raises:
+          ValueError: Shapes that do not fit together or the config, or token types it has none of.
         """
         config = self.config
         seen = mask(config, key_valid)
         rngs = (None,) * 2 if rng is None else jax.random.split(rng)
         x = Embedding(config, name="embedding")(inputs, token_types)
+        if seen.key_valid is not None:
+            axes.sizes(x=(x, "BTD"), key_valid=(seen.key_valid, "BT"))
         x = dropout(x, config.dropout, rngs[0])
         x = self._layers(x, seen, rngs[1])
         x = nn.LayerNorm(dtype=x.dtype, name="norm")(x)

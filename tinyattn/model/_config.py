@@ -72,9 +72,13 @@ class Config:
             if getattr(self, name) not in valid:
                 value = getattr(self, name)
                 raise ValueError(f"model.{name}={value!r}; {registry.nearest(value, valid)}")
-        for name in ("patch", "max_length", "width", "num_layers", "ffn_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for least, names in (
+            (1, ("patch", "max_length", "width", "num_layers", "ffn_width")),
+            (0, ("vocab_size", "token_types", "embed_width", "num_classes")),
+        ):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"model.{name}={getattr(self, name)} must be at least {least}")
         if self.inputs == "tokens" and self.vocab_size < 1:
             raise ValueError(f"model.vocab_size={self.vocab_size}: tokens need a vocabulary")
         if self.inputs == "patches" and self.token_types:
@@ -96,6 +100,8 @@ class Config:
 def length(config: Config, inputs: jax.Array) -> int:
     """Number of tokens (T) that the layers see for these inputs."""
     if config.inputs == "tokens":
+        if inputs.ndim != 2:
+            raise ValueError(f"tokens need ids [B, T]: {inputs.shape}")
         T = inputs.shape[1]
     else:
         if inputs.ndim != 4:

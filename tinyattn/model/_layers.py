@@ -53,11 +53,17 @@ class Embedding(nn.Module):
         dtype = jnp.dtype(config.dtype)
         normal = nn.initializers.truncated_normal(0.02)
         T = length(config, inputs)
+        if token_types is not None and not config.token_types:
+            raise ValueError("token types are given; set model.token_types to how many there are")
         if config.inputs == "tokens":
             x = nn.Embed(config.vocab_size, E, embedding_init=normal, name="tokens")(inputs)
             x = x.astype(dtype)
         else:
             x = dense(config, E, "patches", cut(inputs, config.patch).astype(dtype))
+        if config.token_types:
+            types = jnp.zeros(inputs.shape, jnp.int32) if token_types is None else token_types
+            embed = nn.Embed(config.token_types, E, embedding_init=normal, name="token_types")
+            x += embed(types).astype(dtype)
         if config.pool == "cls":
             first = self.param("cls", normal, (1, 1, E)).astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, E)), x], axis=1)
@@ -65,10 +71,6 @@ class Embedding(nn.Module):
             x += self.param("positions", normal, (config.max_length, E))[:T].astype(dtype)
         elif config.positions == "sinusoidal":
             x += sinusoids(T, E).astype(dtype)
-        if config.token_types:
-            types = jnp.zeros(inputs.shape, jnp.int32) if token_types is None else token_types
-            embed = nn.Embed(config.token_types, E, embedding_init=normal, name="token_types")
-            x += embed(types).astype(dtype)
         return x if config.width == E else dense(config, config.width, "project", x)
 
 

@@ -1,0 +1,107 @@
+"""A variant in somebody else's package is a variant like ours, with no file of ours changed.
+
+The package is `tests/myfork`, whose one file is also the example of the README.
+"""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import digits
+from tinyattn import attention, config, cost, records, sweep
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "task.shift": 0,
+    "model.patch": 4,
+    "model.width": 8,
+    "model.num_layers": 1,
+    "model.ffn_width": 8,
+    "train.steps": 4,
+    "train.batch_size": 16,
+    "train.eval_every": 0,
+    "train.steps_per_dispatch": 4,
+    "optim.warmup_steps": 1,
+}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """The fork's own folder, which Python finds and we do not know of."""
+    shutil.copytree(ROOT / "tests" / "myfork", tmp_path / "myfork")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("myfork", "myfork.ring"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def test_the_example_is_short():
+    lines = (ROOT / "tests" / "myfork" / "ring.py").read_text().splitlines()
+    assert len(lines) <= 65 and max(map(len, lines)) <= 100
+    assert len([line for line in lines if line.strip()]) <= 50
+
+
+def test_it_passes_the_conformance_suite(elsewhere):
+    # Tests that are imported as plain files do not put our copy of the fork on the path.
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--durations=0"]
+    command += ["--import-mode=importlib", str(ROOT / "tests" / "test_attention.py")]
+    command += ["--attention=myfork.ring"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(elsewhere), str(ROOT)]),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
+    }
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    counts = dict(re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1]))
+    counts = {word: int(number) for number, word in counts.items()}
+    # Skipped: attention to another sequence, which the ring refuses.
+    assert counts["skipped"] == 1 and counts["passed"] >= 25, counts
+
+
+def test_it_is_a_row_of_a_table(elsewhere, request):
+    rows = [
+        ("dense", {}),
+        ("ring", {"model.attention": attention.spec("myfork.ring", turns=2)}),
+    ]
+    jax.config.update("jax_disable_most_optimizations", True)
+    request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", False))
+    base = config.override(digits.get_config(), TINY)
+    table = sweep.expand(base, rows)
+    module = importlib.import_module("myfork.ring")
+    assert Path(module.__file__).is_relative_to(elsewhere)
+    # The heads of the base stay; the table remembers what was run.
+    assert table[1].runs[0].config["model"]["attention"] == {
+        "name": "myfork.ring",
+        "num_heads": 4,
+        "num_kv_heads": 0,
+        "head_dim": 0,
+        "turns": 2,
+    }
+    dense, ring = sweep.run_table(table, elsewhere / "work")
+    assert ring["status"] == "ok" and ring["metrics"]["test_accuracy"] > 0
+    assert set(ring["costs"]) == {column.key for column in cost.COLUMNS}
+    # Turning is elementwise work and no product.
+    for key in ("useful_flops", "executed_flops", "params", "stored_bytes"):
+        assert ring["costs"][key] == dense["costs"][key]
+    assert ring["costs"]["elementwise_ops"] > dense["costs"]["elementwise_ops"]
+    assert ring["metrics"]["test_loss"] != dense["metrics"]["test_loss"]
+    assert records.load(elsewhere / "work")["config.model.attention.turns"].tolist()[1] == 2
+
+
+def test_a_mistake_in_it_is_said_before_anything_runs(elsewhere):
+    with pytest.raises(
+        ValueError, match=r"'myfork.ring' has no field 'turn'; did you mean 'turns'"
+    ):
+        attention.spec("myfork.ring", turn=1)
+    with pytest.raises(ValueError, match=r"no module called 'myfork.rign'"):
+        attention.spec("myfork.rign")
+    stale = config.override(digits.get_config(), {"model.attention.name": "myfork.ring"})
+    with pytest.raises(ValueError, match=r"row 'x': the section .* lacks turns"):
+        sweep.expand(stale, [("x", {})])
