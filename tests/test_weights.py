@@ -664,6 +664,16 @@ def test_schemes_chain_in_any_order(specs, owner):
     assert all((g != 0).all() for g in jax.tree.leaves(grads))
 
 
+def test_a_chain_gives_the_arrays_of_leaves_that_a_scheme_fixed():
+    def fix(rng, params):
+        return jax.tree.map(weights.Fixed, params)
+
+    frozen = weights.chain(weights.identity()._replace(init=fix))
+    theta = frozen.init(RNG, SMALL)
+    assert weights.sizes(theta) == (64, 0, 256)
+    assert_equal(frozen.build(theta), SMALL)
+
+
 def test_updates_of_a_chain_follow_each_other():
     def part(change):
         return weights.identity()._replace(update=lambda theta, step: change(theta, step))
