@@ -21,13 +21,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     chosen = parse_arg(arg, attention="dense", pixels=False, smoke=False)
     config = ml_collections.ConfigDict()
     config.seeds = (0,)
-    config.task = tasks.spec("digits", shift=1)
+    config.task = tasks.spec("digits")
     config.model = model.spec(
         patch=1 if chosen.pixels else 2,
-        max_length=64,
         width=48,
         num_layers=2,
         ffn_width=192,
+        # Learned positions start as noise and cost two points of accuracy at 1,257 examples.
+        positions="sinusoidal",
         attention=attention.spec(chosen.attention, num_heads=4),
     )
     config.weights = ()
@@ -39,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
-        steps=20 if chosen.smoke else 1500, batch_size=64, eval_every=10 if chosen.smoke else 250
+        steps=20 if chosen.smoke else 1000, batch_size=64, eval_every=10 if chosen.smoke else 250
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.
     config.checkpoint = dict(every_seconds=-1.0, keep=2)

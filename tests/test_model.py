@@ -3,17 +3,19 @@
 import functools
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tinyattn import attention, cost, model
+from tinyattn import attention, cost, initializers, model
 from tinyattn.model import _layers
 
 # All different, so that no transposition can hide.
 B, T, N, D, F, L, CLASSES = 3, 7, 4, 16, 10, 2, 5
 SIZES = {"width": D, "ffn_width": F, "num_layers": L, "num_classes": CLASSES, "max_length": 9}
+PATCHES = {"inputs": "patches", "patch": 2}
 TOKENS = {"inputs": "tokens", "vocab_size": 11, "patch": 1}
 RNG = jax.random.PRNGKey(3)
 DRAW = np.random.default_rng(0)
@@ -195,6 +197,23 @@ def test_scan_changes_no_initial_value():
     assert programs[0] == programs[1]
     names = jax.eval_shape(inits[0], RNG, IDS)["params"]
     assert sorted(names) == ["block_0", "block_1", "embedding", "head", "norm"]
+
+
+def test_depth_scaling_is_of_what_writes_to_the_residual_stream(monkeypatch):
+    """And of nothing else: 1 / sqrt(2 L) of the named initialiser's."""
+    monkeypatch.setitem(initializers.INITIALIZERS, "ones", lambda: nn.initializers.ones)
+    made = encoder(**PATCHES, positions="none", init="ones", depth_scaling="residual", num_layers=3)
+    params = made.init(RNG, IMAGES)["params"]
+    kernels = {
+        leaf: set(np.asarray(kernel).flat)
+        for path, kernel in jax.tree_util.tree_leaves_with_path(params)
+        if (leaf := jax.tree_util.keystr(path, simple=True, separator="/")).endswith("kernel")
+    }
+    writes = {
+        f"block_{i}/{leaf}/kernel" for i in range(3) for leaf in ("attention/out", "ffn/down")
+    }
+    assert {leaf for leaf, values in kernels.items() if values == {np.float32(6**-0.5)}} == writes
+    assert {leaf for leaf, values in kernels.items() if values == {1}} == kernels.keys() - writes
 
 
 def test_counted_flops_are_those_of_the_formula():
@@ -394,9 +413,6 @@ def test_a_section_must_be_whole():
     del section["width"]
     with pytest.raises(ValueError, match="model lacks width"):
         model.build(section)
-
-
-PATCHES = {"inputs": "patches", "patch": 2}
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,25 @@ def test_a_row_scales_outputs_and_a_column_inputs():
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("train_d", "train_v"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_how_factors_start_and_which_train(train_d, train_v):
+    fields = {"d_init": 0.5, "v_init": 0.2, "train_d": train_d, "train_v": train_v}
+    params = {"kernel": 3 * jax.random.normal(RNG, (100, 80))}
+    theta = scheme(weights.spec("delta", **fields)).init(RNG, params)
+    leaf = theta["kernel"]
+    assert [isinstance(x, weights.Fixed) for x in (leaf.w0, leaf.d, leaf.v)] == [
+        True,
+        not train_d,
+        not train_v,
+    ]
+    assert weights.sizes(theta).trainable == 80 * train_d + 8000 * train_v
+    assert (weights.value(leaf.d) == 0.5).all()
+    # In units of the leaf's own size.
+    assert weights.value(leaf.v).std() == pytest.approx(0.2 * 3, rel=0.05)
+
+
 @pytest.fixture
 def double(x64, monkeypatch):
     """The encoder's params and its compiled gradient; all in float64, the softmax included."""

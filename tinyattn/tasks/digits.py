@@ -70,8 +70,9 @@ def dataset() -> datasets.DatasetDict:
 
 def load(config: Config) -> Task:
     """The digits in memory, normalised by the statistics of the training split."""
-    data = dataset().with_format("numpy")
-    images = {name: np.asarray(part["image"], np.float32) for name, part in data.items()}
+    # Whole splits at once: row by row takes a hundred times longer.
+    data = {name: part[:] for name, part in dataset().with_format("numpy").items()}
+    images = {name: part["image"] for name, part in data.items()}
     mean, scale = {
         "standard": (images["train"].mean(), images["train"].std()),
         "unit": (0.0, 16.0),
@@ -80,7 +81,7 @@ def load(config: Config) -> Task:
 
     def split(name):
         inputs = ((images[name] - mean) / scale).astype(np.float32)
-        return Split(inputs[..., None], np.asarray(data[name]["label"], np.int32))
+        return Split(inputs[..., None], data[name]["label"].astype(np.int32))
 
     background = float((0.0 - mean) / scale)
     return Task(
