@@ -17,6 +17,7 @@ import optax
 import pytest
 
 from tinyattn import attention, model, optim, weights
+from tinyattn.attention import dense
 from tinyattn.weights import delta
 
 L, D, F = 4, 8, 12
@@ -335,8 +336,13 @@ def test_how_factors_start_and_which_train(train_d, train_v):
 
 @pytest.fixture
 def double(x64, monkeypatch):
-    """The encoder's params and its compiled gradient; all in float64, the softmax included."""
+    """The encoder's params and its compiled gradient, all in float64.
+
+    Rounded to float32 anywhere, two trajectories would part by 1e-9 after some steps. So attention is
+    its reference here, for the softmax core is made for float32.
+    """
     monkeypatch.setattr(jnp, "float32", jnp.float64)
+    monkeypatch.setattr(dense, "attend", dense.reference)
     module = encoder()
     object.__setattr__(module.config, "dtype", "float64")
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), network("encoder")[0](0))
@@ -580,6 +586,17 @@ def test_layers_may_be_numbered_otherwise():
     parts = scheme(weights.spec("share", layers=r"layer_(\d+)/", groups=2))
     built = parts.build(parts.init(RNG, params))
     assert [int(x["kernel"][0, 0]) for x in built.values()] == [0, 0, 9, 9]
+
+
+def test_a_shared_leaf_may_be_shared_further():
+    paths = [f"stage_{i}/block_{j}/kernel" for i in range(2) for j in range(2)]
+    params = {path: jnp.full(3, float(i)) for i, path in enumerate(paths)}
+    inner = weights.spec("share", leaves="stage_0")
+    outer = weights.spec("share", layers=r"stage_(\d+)/")
+    parts = scheme(inner, outer)
+    theta = parts.init(RNG, params)
+    assert {leaf.owner for path, leaf in theta.items() if path != paths[0]} == {paths[0]}
+    assert all((x == 0).all() for x in parts.build(theta).values())
 
 
 # Composition.

@@ -1,0 +1,67 @@
+"""What the README says is so: its commands, its code, its table and its tables of parts."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import report
+from tinyattn import attention, records, registry, weights
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_forks_example_is_the_file_that_the_suite_runs():
+    assert (ROOT / "tests" / "myfork" / "ring.py").read_text() in blocks("python")
+
+
+def test_the_table_is_what_the_records_print():
+    printed = report.terminal(report.summarise(records.load(ROOT / "experiments/results/first")))
+    table = printed.split("\n─")[0] + "\n" + printed.split("\n")[2]
+    rows = printed.split("─\n")[1].rsplit("\n─", 1)[0]
+    shown = "\n".join(blocks("text"))
+    assert table.splitlines()[0] in shown
+    assert rows in shown
+
+
+def test_the_records_are_of_the_first_table_and_hold_its_claims():
+    frame = records.load(ROOT / "experiments/results/first")
+    assert frame.groupby("row").size().tolist() == [5] * 8
+    assert (frame["status"] == "ok").all()
+    accuracy = frame.groupby("row")["metrics.test_accuracy"].mean()
+    assert accuracy["dense"] >= 0.96
+
+
+def test_the_benchmark_is_what_its_records_say():
+    results = pd.read_json(ROOT / "experiments/results/bench/bench.jsonl", lines=True)
+    table = (ROOT / "experiments/results/bench/bench.md").read_text(encoding="utf-8")
+    assert table.strip() in README
+    for result in results.to_dict("records"):
+        assert f"| {result['shape']}" in table and f"{result['ratio']:.2f}x" in table
+
+
+def test_every_part_has_its_line():
+    for names in (attention.names(), weights.names()):
+        for name in names:
+            assert f"| `{name}` |" in README, registry.nearest(name, names)
+
+
+def test_commands_and_links_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = "\n".join(blocks("bash"))
+    assert set(re.findall(r"^make (\w+)", text, re.MULTILINE)) <= set(targets)
+    for module in re.findall(r"-m (experiments\.\w+)", text):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists()
+    for path in re.findall(r"--config=(configs/\S+?\.py)", text):
+        assert (ROOT / path).exists()
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,153 @@
+"""The softmax core where it streams: above `_softmax.SHORT` keys on a CPU, block by block of queries."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tinyattn import attention, cost, masks
+from tinyattn.attention import _softmax, dense
+from tinyattn.masks import Mask
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU streams")
+
+B, N, H = 2, 4, 6
+LENGTH = 129  # one more key than stays in one block
+
+
+def draws(T, S, K=N, B=B, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H), (B, T, N, H)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def padded(S):
+    """Two keys in three, the first of example 1 hidden, so that some causal rows see nothing."""
+    valid = np.random.default_rng(1).random((B, S)) > 0.3
+    valid[1, :3] = False
+    return masks.padding(jnp.asarray(valid))
+
+
+def segmented(T, B=B):
+    return masks.segments(jnp.asarray(np.random.default_rng(2).integers(0, 3, (B, T))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_grads(attend, query, key, value, weight, mask):
+    """Outputs and the gradients of query, key and value for this weight of the outputs."""
+    out, pull = jax.vjp(lambda *heads: attend(dense.Config(), *heads, mask), query, key, value)
+    return out, pull(weight.astype(out.dtype))
+
+
+CASES = {
+    "one key too many": (LENGTH, LENGTH, N, Mask()),
+    "causal": (LENGTH, LENGTH, 2, masks.causal()),
+    "causal and padding": (300, 300, 1, masks.causal() & padded(300)),
+    "window": (300, 300, N, masks.window(140)),
+    "segments of one batch row": (150, 150, 2, segmented(150, B=1)),
+    "all": (300, 300, 2, masks.causal() & masks.window(90) & padded(300) & segmented(300)),
+    "few queries": (5, 200, 2, padded(200)),
+    "other keys": (200, 150, 1, Mask()),
+    "few keys, in one block": (200, 7, 2, padded(7)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_reference_in_outputs_and_gradients(case):
+    T, S, K, mask = CASES[case]
+    assert _softmax.streams(S) == ("one block" not in case)
+    out, grads = value_and_grads(dense.attend, *draws(T, S, K), mask)
+    exact, exact_grads = value_and_grads(dense.reference, *draws(T, S, K), mask)
+    assert out.shape == (B, T, N, H)
+    np.testing.assert_allclose(out, exact, atol=1e-5, rtol=1e-5)
+    for name, got, want in zip(("query", "key", "value"), grads, exact_grads, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5, err_msg=name)
+
+
+def test_rows_that_see_nothing_are_zero_with_finite_gradients():
+    """Causal rows before the first key, and a whole example of padding; scores are far from 0."""
+    valid = jnp.ones((B, LENGTH), bool).at[0].set(False).at[1, :70].set(False)
+    query, key, value, weight = draws(LENGTH, LENGTH, 2)
+    mask = masks.causal() & masks.padding(valid)
+    out, grads = value_and_grads(dense.attend, 50 * query, 50 * key, value, weight, mask)
+    assert not out[0].any() and not out[1, :70].any()
+    assert np.abs(out[1, 70:]).max(axis=(1, 2)).min() > 0.1
+    for grad in grads:
+        assert np.isfinite(grad).all()
+        assert not grad[0].any() and not grad[1, :70].any()
+    assert np.isfinite(out).all() and grads[2][1, 70:].any()
+
+
+def test_hidden_keys_and_other_examples_change_no_bit():
+    query, key, value, weight = draws(LENGTH, LENGTH)
+    mask = masks.causal() & padded(LENGTH)
+    before, grads = value_and_grads(dense.attend, query, key, value, weight, mask)
+    hidden = ~mask.key_valid[:, :, None, None]
+    dirty = [jnp.where(hidden, 1e4, x) for x in (key, value)]
+    out, dirty_grads = value_and_grads(dense.attend, query, *dirty, weight, mask)
+    np.testing.assert_array_equal(out, before)
+    np.testing.assert_array_equal(dirty_grads[0], grads[0])
+    late = [x.at[:, 100:].set(7.0).at[0].set(3.0) for x in (query, key, value)]
+    out, _ = value_and_grads(dense.attend, *late, weight, mask)
+    np.testing.assert_array_equal(out[1, :100], before[1, :100])
+    assert (out[1, 100:] != before[1, 100:]).any() and (out[0] != before[0]).any()
+
+
+def test_bfloat16_stays_within_its_rounding():
+    heads = draws(LENGTH, LENGTH, 2, dtype=jnp.bfloat16)
+    out, grads = value_and_grads(dense.attend, *heads, masks.causal())
+    assert {x.dtype for x in (out, *grads)} == {jnp.dtype("bfloat16")}
+    wide = [x.astype(jnp.float32) for x in heads]
+    exact = value_and_grads(dense.reference, *wide, masks.causal())
+    for got, want in zip((out, *grads), (exact[0], *exact[1]), strict=True):
+        error = np.abs(got.astype(jnp.float32) - want).max()
+        assert error < 0.02 * np.abs(want).max()
+
+
+def test_vmap_over_heads_and_masks_equals_a_loop():
+    """As many seeds in one program have it: every one with its own padding."""
+    pair = [draws(LENGTH, LENGTH, 2, seed=seed) for seed in (0, 1)]
+    valid = jnp.stack([padded(LENGTH).key_valid, ~padded(LENGTH).key_valid])
+
+    def run(query, key, value, weight, valid):
+        mask = masks.causal() & masks.padding(valid)
+        return value_and_grads(dense.attend, query, key, value, weight, mask)
+
+    stacked = [jnp.stack(x) for x in zip(*pair, strict=True)]
+    together = jax.vmap(run)(*stacked, valid)
+    for i in range(2):
+        alone = run(*pair[i], valid[i])
+        for got, want in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(got[i], want, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("T", "S"), [(301, 301), (301, 150), (5, 200)])
+def test_declared_equals_counted_flops(T, S):
+    """301 queries make three blocks of 101, whose padding is executed as well."""
+    D, config = N * H, dense.Config(num_heads=N, num_kv_heads=2)
+    layer = dense.Attention(config)
+    inputs, memory = (jax.ShapeDtypeStruct((1, n, D), jnp.float32) for n in (T, S))
+    params = jax.eval_shape(layer.init, jax.random.PRNGKey(0), inputs, memory)
+    declared = dense.flops(config, Mask(), D=D, T=T, S=S)
+    assert declared["mix"] == attention.Work(2 * D * _softmax.pairs(T, S), 2 * D * T * S)
+    counted = cost.count(layer.apply, params, inputs, memory).products
+    assert sum(part.executed for part in declared.values()) == counted
+    assert T * S <= _softmax.pairs(T, S) < 1.01 * T * S
+
+
+def test_memory_grows_with_the_length_and_not_with_its_square():
+    """Neither pass holds one [T, S] array, for any example or head; the plain formula holds several."""
+
+    def temporary(attend, T):
+        heads = [x[:, :, :1] for x in draws(T, T)]
+        compiled = value_and_grads.lower(attend, *heads, masks.causal()).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    table = 4 * 2048 * 2048
+    assert temporary(dense.reference, 2048) > 2 * B * table
+    ours = temporary(dense.attend, 2048)
+    assert ours < table / 2
+    # Most of it are the scores of one block of queries, as many times as keys.
+    assert temporary(dense.attend, 4096) < 2.2 * ours
