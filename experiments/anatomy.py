@@ -4,6 +4,7 @@ No variant is known by name here. Every number comes from its `attend` or its `f
 off the output: with the identity for values, out = A · I is the map A itself, softmax or not.
 """
 
+import functools
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -66,7 +67,8 @@ def weights(
     query, key, mask = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (parts, *x.shape[1:])), (query, key, mask)
     )
-    out = variant.attend(config, query, key, value, mask)  # [parts, T, N, H]
+    attend = jax.jit(functools.partial(variant.attend, config))
+    out = attend(query, key, value, mask)  # [parts, T, N, H]
     return np.asarray(out).transpose(2, 1, 0, 3).reshape(config.num_heads, T, -1)[:, :, :T]
 
 
@@ -119,7 +121,7 @@ def counted(variant: ModuleType, config: attention.Heads, mask: Mask, *, D: int,
 
 def draw_pairs(tables: Mapping[str, np.ndarray]) -> Figure:
     """Draws what `pairs` returns, by the name of the mask: a row a query, a column a key."""
-    page = Figure(figsize=(2.35 * len(tables) + 0.3, 3.7), dpi=DPI, layout="constrained")
+    page = Figure(figsize=(2.35 * len(tables) + 0.3, 3.5), dpi=DPI, layout="constrained")
     panels = page.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for panel, (name, table) in zip(panels, tables.items(), strict=True):
         panel.imshow(
@@ -132,7 +134,7 @@ def draw_pairs(tables: Mapping[str, np.ndarray]) -> Figure:
         panel.grid(which="minor", color="0.85", linewidth=0.4)
         panel.tick_params(which="minor", length=0)
         seen = int((table == SEEN).sum())
-        panel.set_title(f"{name}\n{seen} of {table.size} pairs", fontsize=9)
+        panel.set_title(f"{name}\n{seen} of {table.size} pairs seen", fontsize=9)
     panels[0].set_ylabel("query position (tokens)")
     both = zip(SHADES, SAID, strict=True)
     patches = [Patch(facecolor=shade, edgecolor="0.5", label=said) for shade, said in both]

@@ -380,7 +380,7 @@ def test_illegal_sizes_are_named(name):
 def test_unknown_variant_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="no 'windw'; did you mean 'window'"):
         attention.spec("windw")
-    with pytest.raises(ValueError, match="no module called 'nowhere.ring'"):
+    with pytest.raises(ValueError, match=r"no module called 'nowhere.ring'"):
         attention.spec("nowhere.ring")
 
 

@@ -1,4 +1,4 @@
-"""A variant in somebody else's package is a variant like ours, with no file of ours changed.
+"""What a newcomer adds: a variant in a package of their own, rows in a table, a config file.
 
 The package is `tests/myfork`, whose one file is also the example of the README.
 """
@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from configs import digits
-from tinyattn import attention, config, cost, records, sweep
+from configs.ablations import first
+from experiments import cli
+from tinyattn import attention, config, cost, records, sweep, train, weights
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -105,3 +108,78 @@ def test_a_mistake_in_it_is_said_before_anything_runs(elsewhere):
     stale = config.override(digits.get_config(), {"model.attention.name": "myfork.ring"})
     with pytest.raises(ValueError, match=r"row 'x': the section .* lacks turns"):
         sweep.expand(stale, [("x", {})])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "message"),
+    [
+        ({}, [("a", {}), ("a", {})], "row 'a': there are two rows"),
+        ({}, [], "the table has no row"),
+        ({}, [("a", {}), ("b", {"modle.width": 3})], "row 'b': unknown key 'modle.width'"),
+        ({}, [("a", {"model.width": 9})], "row 'a': num_heads=4 must divide the model width 9"),
+        ({}, [("a", {"weights": (weights.spec("share", groups=2),)})], "row 'a': share: groups=2"),
+        ({}, [("a", {"weights": (weights.spec("delta", leaves="x"),)})], "no leaf matches 'x'"),
+        ({}, [("a", {"checkpoint.keep": 0})], "row 'a': keep=0"),
+        ({}, [("a", {"train.batch_size": 2000})], "batch_size=2000 is more than the 1257"),
+        ({"seeds": ()}, [("a", {})], "row 'a': seeds="),
+        ({"seeds": (1, 1)}, [("a", {})], "must be one or more different whole numbers"),
+        ({"seeds": (2**32,)}, [("a", {})], "whole numbers, 0 to"),
+        ({"seeds": (0.5,)}, [("a", {})], "whole numbers, 0 to"),
+    ],
+)
+def test_every_row_is_checked_before_the_first_one_runs(changes, rows, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sweep.expand(config.override(digits.get_config(), TINY | changes), rows)
+
+
+def test_every_config_file_makes_a_program():
+    files = [path for path in (ROOT / "configs").rglob("*.py") if "get_config" in path.read_text()]
+    assert len(files) >= 2
+    for path in files:
+        for arg in (None, "smoke"):
+            made = cli.load(str(path)).get_config(arg)
+            made.lock()
+            program = train.make(made)
+            assert program.config.steps <= 20 or arg is None, path
+
+
+def test_the_first_table_is_the_issue_s():
+    table = {row.name: row for row in sweep.expand(first.get_config(), first.rows())}
+    assert list(table) == [
+        "dense",
+        "grouped-query",
+        "window",
+        "linear",
+        "shared",
+        "W0 + D⊙V",
+        "shared + D⊙V",
+        "window + shared + D⊙V",
+    ]
+    assert {len(row.runs) for row in table.values()} == {5}
+    parts = {name: row.runs[0].config for name, row in table.items()}
+    mixing = {name: part["model"]["attention"] for name, part in parts.items()}
+    assert {name for name, part in mixing.items() if part["name"] != "dense"} == {
+        "window",
+        "linear",
+        "window + shared + D⊙V",
+    }
+    assert mixing["window"] == mixing["window + shared + D⊙V"]
+    assert 1 < mixing["grouped-query"]["num_kv_heads"] < mixing["grouped-query"]["num_heads"] == 4
+    listed = {name: [part["name"] for part in parts[name]["weights"]] for name in parts}
+    assert listed["dense"] == listed["window"] == listed["linear"] == listed["grouped-query"] == []
+    assert listed["shared"] == ["share"] and listed["W0 + D⊙V"] == ["delta"]
+    assert listed["shared + D⊙V"] == listed["window + shared + D⊙V"] == ["delta", "share"]
+    delta = parts["shared + D⊙V"]["weights"][0]
+    assert (delta["w0"], delta["d"], delta["v"]) == ("seed", "row", "full")
+    # Layers share all but their own D.
+    theta = sizes(table["shared + D⊙V"])
+    alone, every = sizes(table["shared"]), sizes(table["W0 + D⊙V"])
+    assert alone.params < theta.params < every.params
+
+
+def sizes(row):
+    """Of a theta of zeros, which is all that a count needs."""
+    encoder, inputs = row.program.model, row.program.task.train.inputs[:1]
+    shapes = jax.eval_shape(encoder.init, jax.random.PRNGKey(0), inputs)["params"]
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    return weights.sizes(row.program.scheme.init(jax.random.PRNGKey(0), zeros))

@@ -1,16 +1,23 @@
-"""Notebooks: script and .ipynb in step, no stored outputs, and they run on a small directory."""
+"""Notebooks: script and .ipynb in step, no stored outputs, and they run, as does what they draw."""
 
 import base64
+import io
 import sys
 from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
 from fake_results import make
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from matplotlib.image import imread
 from nbclient import NotebookClient
+
+from experiments import anatomy
+from tinyattn import attention, masks
+from tinyattn.masks import Mask
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted({path.stem for kind in ("*.py", "*.ipynb") for path in NOTEBOOKS.glob(kind)})
@@ -76,3 +83,73 @@ def test_first_table_runs_as_a_script_without_arrays(tmp_path, monkeypatch, caps
     script = NOTEBOOKS / "first_table.py"
     exec(compile(script.read_text(), script, "exec"), {"__file__": str(script)})
     assert "so nothing to compare" in capsys.readouterr().out
+
+
+# Allowed and seen of 24 x 24 pairs: a window of 3 is a band of five diagonals, or of three when causal.
+SEEN = {
+    "window": {"no mask": (576, 24 * 5 - 6), "causal": (300, 24 * 3 - 3), "window": (156, 114)},
+    "linear": {"no mask": (576, 576), "causal": (300, 300), "padding": (24 * 18, 24 * 18)},
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_variant_is_opened_up(name, monkeypatch):
+    monkeypatch.setenv("TINYATTN_VARIANT", name)
+    done = execute("variant", NOTEBOOKS)
+    pictures = displayed(done, "image/png")
+    assert len(pictures) == 4
+    for picture in pictures:
+        pixels = imread(io.BytesIO(base64.b64decode(picture)), format="png")
+        assert min(pixels.shape[:2]) > 300 and pixels.std() > 0.05
+    text = printed(done)
+    assert text.startswith(f"{name}: Config(num_heads=4,") and "jax" in text and "commit" in text
+    for mask, (allowed, seen) in SEEN[name].items():
+        said = f"{mask}: of 576 pairs the mask allows {allowed}; {name} sees {seen} of them"
+        assert f"{said} and leaves out {allowed - seen}." in text
+    assert "padding" not in SEEN[name] or "segments: of" not in text
+    assert f"{name}: mixing grows with exponent" in text and "and 1.00 up to 16,384" in text
+    assert "dense: mixing grows with exponent 2.00 from 16 tokens and 2.00 up to 16,384" in text
+    assert text.count("counted in the program, the same") == 2 and "NOT THE SAME" not in text
+
+
+def test_variant_runs_as_a_script_on_that_of_a_fork(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TINYATTN_VARIANT", "myfork.ring")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = NOTEBOOKS / "variant.py"
+    exec(compile(script.read_text(), script, "exec"), {"__file__": str(script)})
+    assert "myfork.ring sees 300 of them and leaves out 0." in capsys.readouterr().out
+
+
+def test_a_map_is_the_softmax_of_its_scores():
+    variant, config = anatomy.choose("dense", 2)
+    T, D = 7, 12  # H is 6, so the identity goes in two parts
+    frequencies = T ** -(np.arange(3) / 3)
+    distance = np.subtract.outer(np.arange(T), np.arange(T))
+    alike = 2 * np.cos(distance[..., None] * frequencies).sum(-1)
+    for mask in (Mask(), masks.causal()):
+        maps = anatomy.weights(variant, config, mask, D=D, T=T)
+        for sharpness, got in zip((0.5, 1.0), maps, strict=True):
+            weights = np.exp(sharpness * alike / np.sqrt(6)) * np.asarray(mask.dense(T, T)[0])
+            np.testing.assert_allclose(got, weights / weights.sum(1, keepdims=True), atol=1e-6)
+
+
+def test_pairs_that_a_variant_must_not_see_are_found(monkeypatch):
+    variant, config = anatomy.choose("dense", 2)
+    mask = masks.causal()
+    table = anatomy.pairs(variant, config, mask, D=12, T=5)
+    np.testing.assert_array_equal(table == anatomy.SEEN, np.tri(5))
+    assert (table != anatomy.LEFT_OUT).all()
+    sees_all = attention.load("dense").attend
+    monkeypatch.setattr(
+        variant, "attend", lambda config, *heads: sees_all(config, *heads[:3], Mask())
+    )
+    with pytest.raises(ValueError, match=r"dense gives weight to 10 pairs that the mask forbids"):
+        anatomy.pairs(variant, config, mask, D=12, T=5)
+
+
+def test_spread_and_moved():
+    even, one = np.full((1, 4, 4), 0.25), np.eye(4)[None]
+    np.testing.assert_allclose([anatomy.spread(even), anatomy.spread(one)], [[4], [1]])
+    np.testing.assert_allclose(anatomy.moved(even, one), [0.75])
+    assert anatomy.moved(one, one) == 0

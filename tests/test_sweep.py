@@ -1,22 +1,21 @@
 """A table runs each configuration once, remembers it, and says what it cost."""
 
 import dataclasses
-import itertools
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from test_train import quick_compilation  # noqa: F401
 
 from configs import digits
 from tinyattn import attention, config, cost, records, sweep, train, weights
-from tinyattn.train import _loop
 
 DELTA = weights.spec("delta", leaves="block.*/kernel$", w0="seed", train_d=False, d_init=0.5)
+SHARE = weights.spec("share")
 TINY = {
     "seeds": (0, 1),
     "task.shift": 0,
@@ -30,17 +29,14 @@ TINY = {
     "train.steps_per_dispatch": 3,
     "optim.warmup_steps": 0,
     "optim.weight_decay": 0.5,
+    "optim.clip_norm": 0.0,
 }
+WILD = {"optim.optimizer": "sgd", "optim.learning_rate": 1e30}
 ROWS = {
     "dense": {},
     "seeded": {"weights": (DELTA, weights.spec("share", keep="/d$"))},
     "dense again": {"model.attention": attention.spec("dense", num_heads=2)},
-    "diverges": {
-        "optim.optimizer": "sgd",
-        "optim.learning_rate": 1e30,
-        "optim.clip_norm": 0.0,
-        "weights": (weights.spec("share"),),
-    },
+    "diverges": WILD | {"weights": (SHARE,)},
 }
 ISSUE = {"row", "seed", "status", "metrics", "costs", "config", "versions", "device", "seconds"}
 METRICS = {"validation_accuracy", "validation_loss", "test_accuracy", "test_loss", "step"}
@@ -63,13 +59,6 @@ class Watched(sweep.Watcher):
 
 def base(**changes):
     return config.override(digits.get_config(), TINY | changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +148,9 @@ def test_arrays_per_example_explain_the_accuracy(first, table):
 
 
 def test_a_row_that_fails_says_why_and_the_others_go_on(first):
-    found = first[1][-2:]
-    assert [x["seed"] for x in found] == [0, 1]
-    for x in found:
+    for x in first[1][-2:]:
         assert x["error"].startswith("non-finite loss at step 1: lower optim.learning_rate")
-        assert x["metrics"] == {} and x["config"]["optim"]["learning_rate"] == 1e30
+        assert x["row"] == "diverges" and x["config"]["optim"]["learning_rate"] == 1e30
 
 
 def test_costs(first, table):
@@ -179,18 +166,16 @@ def test_costs(first, table):
     layer = 4 * 4 * 8 * 8 + 2 * 4 * 4 * 8 + 2 * 4 * 8 * 8
     assert dense["executed_flops"] == 2 * (4 * 16 * 8 + 2 * layer + 8 * 10)
     # Sharing and folding save bytes and no inference FLOPs.
-    assert (
-        found["diverges"]["executed_flops"] == seeded["executed_flops"] == dense["executed_flops"]
-    )
-    assert found["diverges"]["params"] < dense["params"]
+    shared, base_flops = found["diverges"], dense["executed_flops"]
+    assert shared["executed_flops"] == seeded["executed_flops"] == base_flops
     assert dense["stored_bytes"] == 4 * dense["params"] == 4 * dense["trainable_params"]
-    # W0 is regenerated: a seed (8), its scale and its checksum (4 + 4) for each of six kernels; V is
+    assert dense["params"] - shared["params"] == 6 * (8 * 8 + 8) + 2 * 16  # a layer
+    # W0 is regenerated: a seed (8), its scale and its checksum (4 + 4) for each of six kernels. V is
     # stored once for both layers, D for each, and neither D nor W0 is trained.
     kernels, rows = 6 * 64, 6 * 8
-    alone = found["diverges"]["params"]
-    assert seeded["params"] == alone + kernels + 2 * rows
-    assert seeded["trainable_params"] == alone
-    assert seeded["stored_bytes"] == 4 * (alone + 2 * rows) + 6 * 16
+    assert seeded["params"] == shared["params"] + kernels + 2 * rows
+    assert seeded["trainable_params"] == shared["params"]
+    assert seeded["stored_bytes"] == 4 * (shared["params"] + 2 * rows) + 6 * 16
 
 
 def test_running_again_trains_only_what_failed(table, workdir):
@@ -208,7 +193,8 @@ def test_running_again_trains_only_what_failed(table, workdir):
 
 def test_a_new_row_or_seed_costs_only_itself(table, workdir):
     before = times(workdir)
-    rows = {"dense": {}, "patient": {"train.patience": 9, "seeds": (2,)}, "seeded": ROWS["seeded"]}
+    rows = ROWS | {"patient": {"train.patience": 9, "seeds": (2,)}}
+    rows = {name: rows[name] for name in ("dense", "patient", "seeded")}
     found, watched = rerun(expand(table, rows, seeds=(2, 0, 1)), workdir)
     assert watched.started == [("dense", (2,)), ("patient", (2,)), ("seeded", (2,))]
     wanted = {"dense": (2, 0, 1), "patient": (2,), "seeded": (2, 0, 1)}
@@ -284,23 +270,5 @@ def test_frozen_leaves_do_not_move(table):
     assert kinds >= {weights.Seeded, weights.Fixed, weights.Alias}
     indices = train.batches(0, len(task.train.labels), 16, 0, 3)
     state, _ = program.run(state, jax.tree.map(jnp.asarray, task.train), indices)
-    assert len(jax.tree.leaves(frozen)) > 12
     jax.tree.map(np.testing.assert_array_equal, state.rest, frozen)
-    for a, b in zip(*map(jax.tree.leaves, (state.trainable, moving)), strict=True):
-        assert (np.asarray(a) != b).any()
-
-
-def test_calls_are_equally_long_where_they_can_be():
-    for steps, every, most, lengths in (
-        (1500, 250, 20, {10}),  # not twelve twenties and a ten, which would be two programs
-        (500, 0, 20, {20}),
-        (12, 6, 4, {3}),
-        (30, 100, 20, {10}),
-        (101, 0, 20, {20, 1}),
-    ):
-        settings = SimpleNamespace(steps=steps, eval_every=every, steps_per_dispatch=most)
-        stops = [0]
-        while stops[-1] < steps:
-            stops.append(_loop._next_stop(stops[-1], settings))
-        assert {b - a for a, b in itertools.pairwise(stops)} == lengths
-        assert set(range(every, steps, every) if every else ()) <= set(stops)
+    jax.tree.map(lambda a, b: np.testing.assert_(np.any(a != b)), state.trainable, moving)

@@ -1,4 +1,4 @@
-"""The digits: fixed, stratified, disjoint; nothing of the test split is known in training."""
+"""The digits: fixed, stratified, disjoint; and the order in which training sees them."""
 
 import itertools
 import sys
@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from tinyattn import config, tasks, train
 from tinyattn.tasks import Split, Task, digits
+from tinyattn.train import _loop
 
 SPLITS = ("train", "validation", "test")
 PIXELS = (8, 8, 1)
@@ -174,6 +175,22 @@ def test_data_order_is_a_function_of_seed_and_step():
     assert not np.array_equal(train.batches(4, 50, 16, 0, 12), whole)
     # No example is left out for good.
     assert {int(i) for i in train.batches(3, 50, 16, 0, 60).ravel()} == set(range(50))
+
+
+def test_calls_are_equally_long_where_they_can_be():
+    for steps, every, most, lengths in (
+        (1500, 250, 20, {10}),  # not twelve twenties and a ten, which would be two programs
+        (500, 0, 20, {20}),
+        (12, 6, 4, {3}),
+        (30, 100, 20, {10}),
+        (101, 0, 20, {20, 1}),
+    ):
+        settings = types.SimpleNamespace(steps=steps, eval_every=every, steps_per_dispatch=most)
+        stops = [0]
+        while stops[-1] < steps:
+            stops.append(_loop._next_stop(stops[-1], settings))
+        assert {b - a for a, b in itertools.pairwise(stops)} == lengths
+        assert set(range(every, steps, every) if every else ()) <= set(stops)
 
 
 def test_a_task_of_another_package(monkeypatch):
