@@ -87,7 +87,16 @@ def test_it_is_a_row_of_a_table(elsewhere, request):
         "head_dim": 0,
         "turns": 2,
     }
-    dense, ring = sweep.run_table(table, elsewhere / "work")
+
+    def buggy(state, data, indices):
+        raise TypeError("first line\nsecond line")
+
+    run = table[1].runs[0]._replace(row="buggy", digest="buggy")
+    bug = sweep.Row("buggy", table[1].program._replace(run=buggy), (run,))
+    dense, failed, ring = sweep.run_table([table[0], bug, table[1]], elsewhere / "work")
+    # A bug shows where it is, and the other rows go on.
+    assert failed["status"] == "failed" and "in buggy" in failed["error"]
+    assert failed["error"].startswith("TypeError: first line\nTraceback")
     assert ring["status"] == "ok" and ring["metrics"]["test_accuracy"] > 0
     assert set(ring["costs"]) == {column.key for column in cost.COLUMNS}
     # Turning is elementwise work and no product.
@@ -95,7 +104,7 @@ def test_it_is_a_row_of_a_table(elsewhere, request):
         assert ring["costs"][key] == dense["costs"][key]
     assert ring["costs"]["elementwise_ops"] > dense["costs"]["elementwise_ops"]
     assert ring["metrics"]["test_loss"] != dense["metrics"]["test_loss"]
-    assert records.load(elsewhere / "work")["config.model.attention.turns"].tolist()[1] == 2
+    assert records.load(elsewhere / "work")["config.model.attention.turns"].tolist()[2] == 2
 
 
 def test_a_mistake_in_it_is_said_before_anything_runs(elsewhere):

@@ -129,11 +129,8 @@ def test_results_hold_a_line_a_row_and_seed(first):
         assert set(x["metrics"]) == (set() if failed else METRICS)
         assert [entry["step"] for entry in x["history"]] == ([] if failed else [3, 6])
     # The issue's promise, word for word: one line.
-    frame = pd.json_normalize(
-        pd.read_json(workdir / "results.jsonl", lines=True).to_dict("records")
-    )
-    assert frame["metrics.test_accuracy"].notna().sum() == 6
-    assert list(frame["row"]) == list(records.load(workdir)["row"])
+    frame = pd.read_json(workdir / "results.jsonl", lines=True)
+    assert sum("test_accuracy" in metrics for metrics in frame["metrics"]) == 6
 
 
 def test_arrays_per_example_explain_the_accuracy(first, table):
@@ -214,28 +211,6 @@ def test_seeds_in_one_program_give_the_same_numbers(table, first, tmp_path):
         np.testing.assert_allclose(many["metrics"]["test_loss"], loss, rtol=1e-5)
         assert many["digest"] != one["digest"] and many["seed"] == one["seed"]
     assert not list(tmp_path.glob("runs/*/checkpoints"))
-
-
-def test_an_exception_is_the_failure_of_one_row(table, tmp_path):
-    """A fork's bug shows where it is; an interrupt ends the table."""
-    row = table[0]._replace(runs=table[0].runs[:1])
-
-    def other(raised):
-        def buggy(state, data, indices):
-            raise raised
-
-        run = row.runs[0]._replace(row="buggy", digest="other")
-        return sweep.Row("buggy", row.program._replace(run=buggy), (run,))
-
-    found, _ = rerun([other(TypeError("first line\nsecond line")), row], tmp_path)
-    assert [x["status"] for x in found] == ["failed", "ok"]
-    assert found[0]["error"].startswith("TypeError: first line\nTraceback")
-    assert "in buggy" in found[0]["error"]
-    with pytest.raises(KeyboardInterrupt):
-        rerun([other(KeyboardInterrupt), row], tmp_path)
-    # Once the bug is mended only that row runs.
-    found, watched = rerun([other(None)._replace(program=row.program), row], tmp_path)
-    assert watched.started == [("buggy", (0,))] and [x["status"] for x in found] == ["ok", "ok"]
 
 
 def test_a_damaged_record_is_named(table, workdir, first):

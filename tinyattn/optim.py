@@ -143,7 +143,7 @@ def _decay_at(milestones: list[int], peak: float, factor: float) -> optax.Schedu
 
 
 def matrices(params: Any) -> Any:
-    """True for leaves of two or more axes: kernels and embeddings, not biases, scales or rows."""
+    """True for leaves of two or more axes: kernels, embeddings and their factors, not biases."""
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
