@@ -21,7 +21,7 @@ from experiments import cli
 from tinyattn import attention, cost, model, optim, records, registry, tasks, train
 
 STEPS = 10  # a dispatch of ours, and as many steps of the peer, are one sample
-SECONDS = 20.0  # of sampling for each shape
+SECONDS = 10.0  # of sampling for each shape
 
 # B, T, D, L, and in how many parts a device takes its batch; heads are 4, FFN width is 4 D.
 SHAPES = (

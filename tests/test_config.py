@@ -10,7 +10,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import digits
-from configs.ablations import first
 from tinyattn import attention, config, model, registry, sweep, train, weights
 
 
@@ -82,6 +81,9 @@ def test_leaves_are_replaced_one_by_one():
     assert made.note == "any"
     assert made.seeds == (5,)
     assert made.weights[1]["d"] == "col" and made.weights[0] == dict(weights.spec("share"))
+    # Also where ml_collections does not see to it: 1 and 1.0 would be two configurations.
+    init = config.override(made, {"weights[1].d_init": 2}).weights[1]["d_init"]
+    assert type(init) is float and init == 2.0
     assert made.is_locked
 
 
@@ -228,9 +230,9 @@ def test_rows_are_combined():
 
 
 def test_flags_reach_into_lists(monkeypatch):
-    made = first.get_config("smoke")
-    with made.unlocked():
-        made.weights = (first.DELTA, first.SHARED_BUT_D)
+    made = config.override(
+        digits.get_config(), {"weights": (weights.spec("delta"), weights.spec("share"))}
+    )
     given = ["--config.weights[0].d=col", "--config.weights[1].groups=2", "--config.seeds=7"]
     monkeypatch.setattr(sys, "argv", ["program", *given])
     values = flags.FlagValues()

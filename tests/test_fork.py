@@ -130,6 +130,7 @@ def test_a_mistake_in_it_is_said_before_anything_runs(elsewhere):
         ({}, [("a", {"weights": (weights.spec("delta", leaves="x"),)})], "no leaf matches 'x'"),
         ({}, [("a", {"checkpoint.keep": 0})], "row 'a': keep=0"),
         ({}, [("a", {"train.batch_size": 2000})], "batch_size=2000 is more than the 1257"),
+        ({}, [("a", {"train.micro_batches": 3})], "must be a multiple of micro_batches = 3"),
         ({"seeds": ()}, [("a", {})], "row 'a': seeds="),
         ({"seeds": (1, 1)}, [("a", {})], "must be one or more different whole numbers"),
         ({"seeds": (2**32,)}, [("a", {})], "whole numbers, 0 to"),
@@ -180,6 +181,9 @@ def test_the_first_table_is_the_issue_s():
     assert listed["shared + D⊙V"] == listed["window + shared + D⊙V"] == ["delta", "share"]
     delta = parts["shared + D⊙V"]["weights"][0]
     assert (delta["w0"], delta["d"], delta["v"]) == ("seed", "row", "full")
+    # A scheme that may refuse a model is asked by its true shapes, not by values.
+    zero = weights.spec("delta", d_init=0.0, v_init=0.5)
+    sweep.expand(first.get_config(), [("D = 0", {"weights": (zero,)})])
     # Layers share all but their own D.
     theta = sizes(table["shared + D⊙V"])
     alone, every = sizes(table["shared"]), sizes(table["W0 + D⊙V"])

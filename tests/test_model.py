@@ -155,9 +155,15 @@ def test_equals_numpy_on_tokens(scan):
         close(got[b], expected(rich.config, double, IDS[b], VALID[b], types[b]))
 
 
-def test_equals_numpy_on_patches():
-    """Rotary positions, the mean over tokens that are not padding."""
+@pytest.mark.parametrize("size", [1, 0.01])
+def test_equals_numpy_on_patches(size):
+    """Rotary positions, the mean over tokens that are not padding; a small stream shows each epsilon."""
     rich = net(inputs="patches", patch=2, positions="rotary", attention=grouped(4))
+    writes = ("patches", "out", "down")
+    small = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * np.float32(size if path[-2].key in writes else 1), rich.params
+    )
+    rich = rich._replace(params=small)
     double = jax.tree.map(np.float64, rich.params)
     valid = np.arange(6) < np.array([6, 1, 4])[:, None]
     got = rich.apply(IMAGES, valid)

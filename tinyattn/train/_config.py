@@ -97,12 +97,12 @@ def _check_task(encoder: model.Config, task: Task, settings: Config) -> None:
 
 
 def _check_weights(encoder: model.Encoder, scheme: weights.Scheme, task: Task) -> None:
-    """Traces the model and lets the scheme have a tree of zeros: either may refuse the other."""
+    """Traces the model and lets the scheme have a tree of ones: either may refuse the other."""
 
     def shapes(rng):
         few = jax.tree.map(lambda x: x[:1], task.train)
         return encoder.init(rng, few.inputs, few.key_valid)["params"]
 
     rng = jax.random.PRNGKey(0)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(shapes, rng))
-    scheme.init(rng, zeros)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(shapes, rng))
+    scheme.init(rng, ones)
