@@ -12,7 +12,7 @@ ablation: $(VENV)/core.ok
 	$(PYTHON) -m experiments.ablate --config=configs/ablations/first.py --workdir=$(WORKDIR)
 
 test: $(VENV)/test.ok lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/test.ok
 	$(PYTHON) -m ruff check .
