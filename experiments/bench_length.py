@@ -70,7 +70,7 @@ def _run(program, inputs):
 
 
 def slope(results: list[dict], name: str, direction: str, key: str) -> float:
-    """The exponent of the growth over the two longest lengths but one: from LENGTHS[1] to LENGTHS[-1]."""
+    """The exponent of the growth from the second length to the last; the first is too short to tell."""
     first, last = results[1], results[-1]
     ratio = last["variants"][name][direction][key] / first["variants"][name][direction][key]
     return float(np.log(ratio) / np.log(last["T"] / first["T"]))

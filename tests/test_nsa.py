@@ -229,5 +229,5 @@ def test_keys_of_another_length_are_refused():
     config = make()
     given = inputs(config)
     given |= {name: given[name][:, :9] for name in ("key", "value")}
-    with pytest.raises(ValueError, match="keys of the same sequence: T=14, S=9"):
+    with pytest.raises(ValueError, match="keys of the queries' own sequence: T=14, S=9"):
         nsa.attend(config, **given, mask=CAUSAL)

@@ -104,8 +104,14 @@ def check(
         )
 
 
-def check_shapes(query, key, value) -> dict[str, int]:
+def check_shapes(query, key, value, *, own: str = "") -> dict[str, int]:
     """The sizes B T N H S K of projected heads.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, K, H].
+      value: [B, S, K, H].
+      own: What needs the keys to be of the queries' own sequence, for the message; "" is nothing.
 
     Raises:
       ValueError: They do not fit together.
@@ -113,6 +119,9 @@ def check_shapes(query, key, value) -> dict[str, int]:
     found = axes.sizes(query=(query, "BTNH"), key=(key, "BSKH"), value=(value, "BSKH"))
     if found["N"] % found["K"]:
         raise ValueError(f"{found['K']} key/value heads must divide {found['N']} query heads")
+    if own and found["S"] != found["T"]:
+        T, S = found["T"], found["S"]
+        raise ValueError(f"{own} needs keys of the queries' own sequence: {T=}, {S=}")
     return found
 
 

@@ -48,10 +48,8 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
       ValueError: The keys are not those of the same sequence as the queries.
     """
     attention.check(__name__, SUPPORTS, mask)
-    size = attention.check_shapes(query, key, value)
+    size = attention.check_shapes(query, key, value, own="a distance")
     T, N = size["T"], size["N"]
-    if size["S"] != T:
-        raise ValueError(f"distances need keys of the same sequence: T={T}, S={size['S']}")
     dtype, query = query.dtype, query.astype(jnp.float32) * size["H"] ** -0.5
     key, value, poison = contain(key, value)
     key, value = (attention.repeat_heads(x, N).astype(jnp.float32) for x in (key, value))

@@ -74,12 +74,7 @@ def length(name: str, query, key, value, mask: Mask) -> int:
       ValueError: The mask is not supported, or the keys are not those of the queries' own sequence.
     """
     attention.check(name, SUPPORTS, mask)
-    size = attention.check_shapes(query, key, value)
-    T, S = size["T"], size["S"]
-    if S != T:
-        short = name.rsplit(".", 1)[-1]
-        raise ValueError(f"{short} needs keys of the queries' own sequence: {T=}, {S=}")
-    return T
+    return attention.check_shapes(query, key, value, own=name.rsplit(".", 1)[-1])["T"]
 
 
 def masked(pattern, query, key, value, mask: Mask) -> jax.Array:

@@ -88,10 +88,8 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
       ValueError: The keys are not those of the same sequence as the queries.
     """
     attention.check(__name__, SUPPORTS, mask)
-    size = attention.check_shapes(query, key, value)
-    B, T, N, H, S, K = (size[axis] for axis in "BTNHSK")
-    if S != T:
-        raise ValueError(f"places by position need keys of the same sequence: T={T}, S={S}")
+    size = attention.check_shapes(query, key, value, own="a place by position")
+    B, T, N, H, K = (size[axis] for axis in "BTNHK")
     if config.buckets == 1 and config.span >= T:
         return softmax.attend(query, key, value, mask)
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)

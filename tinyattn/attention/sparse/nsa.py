@@ -108,10 +108,8 @@ def attend(
       ValueError: The keys are not those of the same sequence as the queries.
     """
     attention.check(__name__, SUPPORTS, mask)
-    size = attention.check_shapes(query, key, value)
-    B, T, N, H, S, K = (size[axis] for axis in "BTNHSK")
-    if S != T:
-        raise ValueError(f"an own block needs keys of the same sequence: T={T}, S={S}")
+    size = attention.check_shapes(query, key, value, own="an own block")
+    B, T, N, H, K = (size[axis] for axis in "BTNHK")
     C, blocks = config.block, -(-T // config.block)
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
     query, key, value = (x.astype(dtype) for x in (query, key, value))

@@ -80,10 +80,8 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
       ValueError: The keys are not those of the same sequence as the queries.
     """
     attention.check(__name__, SUPPORTS, mask)
-    size = attention.check_shapes(query, key, value)
+    size = attention.check_shapes(query, key, value, own="a window")
     T, d = size["T"], min(config.dilation, size["T"])
-    if size["S"] != T:
-        raise ValueError(f"a window needs keys of the same sequence: T={T}, S={size['S']}")
     query, key, value = (_apart(x, d) for x in (query, key, value))
     mask = _mask_apart(mask, d, size["B"], T)
     band = mask & masks.window(config.window)
