@@ -7,11 +7,12 @@ Eight rows, five seeds each. A row is a line: its name, and what it changes of `
 
 from configs import digits
 from tinyattn.attention import spec as attention
+from tinyattn.weights import presets
 from tinyattn.weights import spec as weights
 
 KERNELS = "block.*/kernel$"
 WINDOW = attention("window", window=3, block=4)
-DELTA = weights("delta", leaves=KERNELS, w0="seed", d="row", v="full")
+DELTA = presets.both("row", "full", leaves=KERNELS, w0="seed")
 SHARED = weights("share")
 # After `delta`: layers share W0, V, biases and norms, and each keeps its own D.
 SHARED_BUT_D = weights("share", keep="/d$")

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention, axes, biases, masks, registry
+from tinyattn import affine, attention, axes, biases, masks, registry
 from tinyattn.masks import Mask
 from tinyattn.model._config import (
     BIASED,
@@ -139,6 +139,8 @@ class Encoder(nn.Module):
             return x
         # Parameters stay one tree a layer, which is what weight schemes share and count.
         params = [self.variables["params"][name] for name in names]
+        if len({jax.tree.structure(layer) for layer in params}) > 1:
+            params = affine.multiplied(params)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         block = Block(config, parent=None)
 

@@ -12,7 +12,7 @@ import optax
 import scipy.special
 from jax.sharding import PartitionSpec as P
 
-from tinyattn import model, optim, registry, tasks, weights
+from tinyattn import affine, model, optim, registry, tasks, weights
 from tinyattn.tasks import Split, Task
 from tinyattn.train._config import Config, check
 
@@ -38,9 +38,9 @@ class State(NamedTuple):
 
     @property
     def theta(self) -> Any:
-        """What is evaluated and stored: the average where there is one."""
+        """What is evaluated and stored: the average where there is one, without noise of training."""
         evaluated = self.trainable if self.average is None else self.average
-        return weights.combine(evaluated, self.rest)
+        return weights.settle(weights.combine(evaluated, self.rest))
 
 
 class Sums(NamedTuple):
@@ -92,6 +92,8 @@ def make(config: Mapping[str, Any]) -> Program:
     task = tasks.load(config["task"])
     check(encoder, scheme, task, settings)
 
+    few = jax.tree.map(lambda x: x[:1], task.train)
+    takes = affine.takes(encoder, few.inputs, few.key_valid)
     init_params = jax.jit(lambda rng: encoder.init(rng, task.train.inputs[:1])["params"])
     init_opt = jax.jit(optimizer.init)
 
@@ -105,15 +107,18 @@ def make(config: Mapping[str, Any]) -> Program:
         return State(jnp.zeros((), jnp.int32), trainable, rest, opt, average, run_rng)
 
     def loss(trainable, rest, batch: Split, rng):
-        params = scheme.build(weights.combine(trainable, rest))
-        logits = encoder.apply({"params": params}, batch.inputs, batch.key_valid, rng=rng)
+        theta = weights.combine(trainable, rest)
+        params = weights.layers(theta, takes)
+        logits = affine.apply(encoder, params, batch.inputs, batch.key_valid, rng=rng)
         targets = jax.nn.one_hot(batch.labels, task.num_classes)
         targets = optax.smooth_labels(targets, settings.label_smoothing)
         labelled = batch.labels >= 0
         losses = jnp.where(labelled, optax.softmax_cross_entropy(logits, targets), 0.0)
         # What is predicted is never negative.
         correct = logits.argmax(-1) == batch.labels
-        return losses.sum(), Sums(losses.sum(), correct.sum(), labelled.sum())
+        # Everything else is a sum over labels, to be divided by their number.
+        total = losses.sum() + labelled.sum() * weights.penalty(theta)
+        return total, Sums(losses.sum(), correct.sum(), labelled.sum())
 
     def gradients(state: State, batch: Split, rng):
         """Of the loss summed over a batch, one part of it at a time."""

@@ -7,27 +7,41 @@ as optax composes gradient transformations.
 A scheme is a module, here or in a fork's own package, that exposes
 
 - `Config`: a frozen keyword-only dataclass that validates itself;
-- `make(config) -> Scheme`;
-- `reference(config, theta) -> params`: the same as `build`, slow and obvious, in NumPy;
+- `make(config) -> Scheme`, whose `init` puts nodes of its own in the place of leaves;
 - `CASES`: the fields under which the conformance suite runs it.
+
+A node is a subclass of `Node`: a frozen dataclass and pytree that knows the array it stands for.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tinyattn import registry
+from tinyattn.weights import _presets as presets
+from tinyattn.weights._fold import (
+    Sizes,
+    compact,
+    fold,
+    layers,
+    penalty,
+    reference,
+    settle,
+    sizes,
+    stored,
+)
 from tinyattn.weights._scheme import Scheme, chain, identity
 from tinyattn.weights._theta import (
     Alias,
     Fixed,
+    Node,
+    Scratch,
     Seeded,
-    Sizes,
     combine,
     leaves,
     matching,
     partition,
     regenerate,
-    sizes,
+    static,
     strip,
     value,
 )
@@ -35,21 +49,32 @@ from tinyattn.weights._theta import (
 __all__ = [
     "Alias",
     "Fixed",
+    "Node",
     "Scheme",
+    "Scratch",
     "Seeded",
     "Sizes",
     "build",
     "chain",
     "combine",
+    "compact",
+    "fold",
     "identity",
+    "layers",
     "leaves",
     "load",
     "matching",
     "names",
     "partition",
+    "penalty",
+    "presets",
+    "reference",
     "regenerate",
+    "settle",
     "sizes",
     "spec",
+    "static",
+    "stored",
     "strip",
     "value",
 ]
@@ -66,7 +91,7 @@ def load(name: str):
 
 
 def spec(name: str, **fields: Any) -> registry.Spec:
-    """A config section for a scheme: `spec("delta", d="row", w0="seed")`."""
+    """A config section for a scheme: `spec("delta", w0="seed")`."""
     return registry.spec(__name__, name, **fields)
 
 

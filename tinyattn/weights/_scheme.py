@@ -5,25 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tinyattn.weights import _theta
+from tinyattn.weights import _fold
 
 Theta = Any
 Params = Any
-
-
-class Scheme(NamedTuple):
-    """Pure functions between what is stored and what is used.
-
-    Attributes:
-      init: (rng, params) -> theta, from a model's fresh or pretrained params. Runs on the host.
-      build: theta -> params; differentiable and jittable, called inside the loss. Folding for
-        inference is this same function, called once.
-      update: (theta, step) -> theta, between steps; the identity for most.
-    """
-
-    init: Callable[[jax.Array, Params], Theta]
-    build: Callable[[Theta], Params]
-    update: Callable[[Theta, jax.Array], Theta]
 
 
 def keep(theta: Theta, step: jax.Array) -> Theta:
@@ -31,9 +16,29 @@ def keep(theta: Theta, step: jax.Array) -> Theta:
     return theta
 
 
+class Scheme(NamedTuple):
+    """Pure functions between what is stored and what is used.
+
+    Attributes:
+      init: (rng, params) -> theta, from a model's fresh or pretrained params, or from the theta of the
+        scheme before. Runs on the host.
+      update: (theta, step) -> theta, between steps; the identity for most.
+    """
+
+    init: Callable[[jax.Array, Params], Theta]
+    update: Callable[[Theta, jax.Array], Theta] = keep
+
+    def build(self, theta: Theta) -> Params:
+        """The params: differentiable and jittable. Folding for inference is this, called once.
+
+        It is the same for all schemes, for the nodes of theta know what they stand for.
+        """
+        return _fold.fold(theta)
+
+
 def identity() -> Scheme:
     """Stores the params as they are."""
-    return Scheme(init=lambda rng, params: params, build=lambda theta: theta, update=keep)
+    return Scheme(init=lambda rng, params: params)
 
 
 def chain(*schemes: Scheme) -> Scheme:
@@ -48,14 +53,9 @@ def chain(*schemes: Scheme) -> Scheme:
             params = scheme.init(jax.random.fold_in(rng, i), params)
         return params
 
-    def build(theta):
-        for scheme in reversed(schemes):
-            theta = scheme.build(theta)
-        return jax.tree.map(_theta.value, theta, is_leaf=_theta.is_kind)
-
     def update(theta, step):
         for scheme in schemes:
             theta = scheme.update(theta, step)
         return theta
 
-    return Scheme(init, build, update)
+    return Scheme(init, update)

@@ -1,33 +1,67 @@
-"""W = W0 + D ⊙ V: a base that is never trained, and an elementwise product that is.
+"""W = W0 + Σ_k c_k D_k ⊙ V_k: a base that is never trained, and elementwise products that are.
 
 D is the "inverse variable" of the Beats write-up: a factor that gradient descent learns together with V,
 folded into one matrix for inference. Named neighbours are diff pruning, theta0 + z ⊙ w, and Hadamard
-factorisation.
+factorisation; `presets` writes these and others of the family in a line.
 
 Source: the Beats-weights write-up; Guo et al. 2021, "Diff pruning", https://arxiv.org/abs/2012.07463,
   equation 2; Kolb et al. 2025, https://arxiv.org/abs/2502.02496, for what weight decay on both does.
-Differs: D has any of four shapes and is not relaxed towards {0, 1}; W0 may come from a seed.
+Differs: any number of products, of factors of any kind; W0 may come from a seed or be zero.
 """
 
 import dataclasses
-import zlib
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tinyattn import registry
-from tinyattn.weights import _theta
-from tinyattn.weights._scheme import Scheme, keep
+from tinyattn.affine import Factored
+from tinyattn.weights import _factors, _layers, _theta
+from tinyattn.weights._factors import Factor, LowRank
+from tinyattn.weights._masks import HardConcrete, sparse
+from tinyattn.weights._scheme import Scheme
 
-FACTORS = ("scalar", "row", "col", "full")
-BASES = ("init", "seed")
-CASES = (
-    {},
-    {"d": "col", "v": "full", "w0": "seed"},
-    {"d": "full", "v": "row"},
-    {"d": "scalar", "train_d": False, "w0": "seed", "v_init": 0.5},
-)
+ONES, ZEROS = Factor(kind="row", value=1.0), Factor(kind="full")
+BASES = ("init", "seed", "zero")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Product:
+    """c D ⊙ V.
+
+    Attributes:
+      d: The factor D, which counts in units of 1: 1 for each output unless said otherwise.
+      v: The factor V, which counts in units of the root mean square of the leaf: 0 unless said otherwise.
+      scale: c, which is not trained.
+    """
+
+    d: Factor = ONES
+    v: Factor = ZEROS
+    scale: float = 1.0
+
+    def __post_init__(self):
+        for name in ("d", "v"):
+            object.__setattr__(self, name, _factors.section(Factor, getattr(self, name)))
+        if not self.scale:
+            raise ValueError("delta: scale=0 leaves nothing of the product: give another number")
+        if self.d.kind == self.v.kind == "tied":
+            raise ValueError(
+                "delta: D and V are both tied to a base, so nothing is trained: tie one"
+            )
+        if self.d.starts_at_zero and self.v.starts_at_zero:
+            raise ValueError(
+                "delta: D = V = 0 is a saddle point, the gradient of each factor is the other one"
+                " and neither can ever move: give one a value or std other than 0"
+            )
+        for name, own, other in (("D", self.d, "V"), ("V", self.v, "D")):
+            if own.starts_at_zero and not own.moves:
+                raise ValueError(
+                    f"delta: {name} = 0 is never trained, so {other} has no gradient: give it a value"
+                    f" or std, or train it"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,170 +69,270 @@ class Config:
     """
     Attributes:
       leaves: Regular expression on paths: which leaves are reparameterised.
-      w0: `init`, the model's own initial values, stored; or `seed`, uniform numbers of the same root
-        mean square, regenerated.
-      d: Shape of D: `scalar` (one number), `row` (one row: a number for each output), `col` (one
-        column: a number for each input) or `full`. The first axis of a kernel is its input.
-      v: Shape of V, likewise.
-      d_init: Initial value of D, everywhere.
-      v_init: Standard deviation of V's initial values in units of the leaf's own; 0 is V = 0.
-      train_d: Whether D is trained.
-      train_v: Whether V is trained.
+      w0: `init`, what the model has then, fresh or pretrained, stored; `seed`, uniform numbers of the same
+        root mean square, regenerated; or `zero`.
+      products: What is added to it, `Product`s or mappings of their fields.
+      layers: Regular expression whose one group is the number of a layer in a path.
     """
 
     leaves: str = "kernel$"
     w0: str = "init"
-    d: str = "row"
-    v: str = "full"
-    d_init: float = 1.0
-    v_init: float = 0.0
-    train_d: bool = True
-    train_v: bool = True
+    products: tuple[Product, ...] = (Product(),)
+    layers: str = _layers.PATTERN
 
     def __post_init__(self):
-        for field, chosen, valid in (
-            ("w0", self.w0, BASES),
-            ("d", self.d, FACTORS),
-            ("v", self.v, FACTORS),
-        ):
-            if chosen not in valid:
-                raise ValueError(
-                    f"delta: {field}={chosen!r} is unknown; {registry.nearest(chosen, valid)}"
-                )
-        if self.v_init < 0:
-            raise ValueError(f"delta: v_init={self.v_init} is a standard deviation: give 0 or more")
-        if self.d_init == 0 and self.v_init == 0:
+        if self.w0 not in BASES:
             raise ValueError(
-                "delta: D = V = 0 is a saddle point, the gradient of each factor is the other one"
-                " and neither can ever move: give d_init or v_init another value than 0"
+                f"delta: w0={self.w0!r} is unknown; {registry.nearest(self.w0, BASES)}"
             )
-        if self.d_init == 0 and not self.train_d:
-            raise ValueError("delta: D = 0 is frozen, so V has no gradient: give d_init or train_d")
-        if self.v_init == 0 and not self.train_v:
-            raise ValueError("delta: V = 0 is frozen, so D has no gradient: give v_init or train_v")
+        if not self.products:
+            raise ValueError("delta: products=() adds nothing to W0: give at least one")
+        products = tuple(_factors.section(Product, product) for product in self.products)
+        object.__setattr__(self, "products", products)
+        tied = any(factor.kind == "tied" for p in products for factor in (p.d, p.v))
+        if tied and self.w0 == "zero":
+            raise ValueError(
+                "delta: a factor is tied to W0, but w0='zero' has none: give another w0"
+            )
+        _layers.check("delta", self.layers)
+
+
+# What the conformance suite runs.
+CASES = (
+    {},
+    {"w0": "seed", "products": ({"d": {"kind": "col", "value": 1.0}},)},
+    {
+        "products": (
+            {"v": {"kind": "lowrank", "rank": 2, "std": 0.5}, "scale": 0.5},
+            {"d": {"kind": "scalar", "value": 1.0}, "v": {"kind": "hashed", "size": 5}},
+        )
+    },
+    {"products": ({"d": {"kind": "row"}, "v": {"kind": "tied"}},)},
+    {
+        "products": (
+            {
+                "d": {"kind": "scalar", "value": 1.0, "role": "fixed"},
+                "v": {"kind": "sparse", "density": 0.3},
+            },
+        )
+    },
+    {
+        "w0": "zero",
+        "products": (
+            {"d": {"kind": "rank1", "value": 1.0}, "v": {"own": True, "scope": "layers"}},
+            {
+                "d": {"kind": "const"},
+                "v": {"kind": "atoms", "size": 2, "std": 0.3, "scope": "layers"},
+            },
+        ),
+    },
+    {
+        "w0": "zero",
+        "products": (
+            {
+                "d": {"kind": "mask", "std": 1.0, "density": 0.5},
+                "v": {"role": "seeded", "std": 1.0},
+            },
+        ),
+    },
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Delta:
-    """What replaces a leaf of params in theta.
+class Term(_theta.Node):
+    """scale * d ⊙ v, each an array, a node or None for 1."""
+
+    d: Any
+    v: Any
+    scale: float = _theta.static()
+
+    def build(self, fold):
+        parts = [fold(x) for x in (self.d, self.v) if x is not None]
+        # A mask that is not learned is of bools.
+        kind = jnp.result_type(*(x for x in parts if x.dtype != bool)) if parts else float
+        parts = [jnp.asarray(x).astype(kind) for x in parts]
+        scale = [] if self.scale == 1.0 else [jnp.asarray(self.scale, kind)]
+        return math.prod([*parts, *scale][1:], start=[*parts, *scale][0])
+
+    def reference(self, fold):
+        product = np.asarray(self.scale)
+        for x in (self.d, self.v):
+            if x is not None:
+                product = product * fold(x)
+        return product
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Delta(_theta.Node):
+    """What replaces a leaf: w0 + the sum of its terms.
 
     Attributes:
-      w0: The base.
-      d: One factor.
-      v: The other.
-      leaves: The pattern of the scheme that made it, which alone folds it.
+      w0: The base; None is zero.
+      terms: Of `Term`.
+      shape: Of the leaf.
     """
 
-    w0: _theta.Fixed | _theta.Seeded
-    d: jax.Array | _theta.Fixed
-    v: jax.Array | _theta.Fixed
-    leaves: str = dataclasses.field(metadata={"static": True})
+    w0: Any
+    terms: tuple[Term, ...]
+    shape: tuple[int, ...] = _theta.static()
+
+    def build(self, fold):
+        parts = [fold(x) for x in (self.w0, *self.terms) if x is not None]
+        return jnp.broadcast_to(sum(parts[1:], parts[0]), self.shape)
+
+    def reference(self, fold):
+        parts = [np.broadcast_to(fold(term), self.shape) for term in self.terms]
+        return sum(parts, np.zeros(self.shape) if self.w0 is None else fold(self.w0))
+
+    def factored(self, fold, resolve):
+        """Where nothing needs a gradient of a whole matrix, and what replaces it costs less."""
+        if len(self.shape) != 2 or (self.w0 is not None and _trains(resolve(self.w0), resolve)):
+            return None
+        base = None if self.w0 is None else resolve(self.w0)
+        gains, pairs = [], []
+        for term in self.terms:
+            d, v = (None if x is None else resolve(x) for x in (term.d, term.v))
+            d, v = (v, d) if isinstance(d, LowRank) or (base is not None and d is base) else (d, v)
+            if not _diagonal(d, fold):
+                return None
+            scale = term.scale if d is None else fold(d) * term.scale
+            if base is not None and v is base:
+                gains.append(scale)
+            elif isinstance(v, LowRank):
+                pairs.append(_pair(v, scale, fold))
+            else:
+                return None
+        sides = {jnp.shape(g) for g in gains} - {()}
+        # A gain of inputs and one of outputs add up to no product of the two.
+        if len(sides) > 1:
+            return None
+        d_in, d_out = self.shape
+        ranks = sum(a.shape[1] for a, _ in pairs)
+        if base is None or 3 * ranks * (d_in + d_out) >= d_in * d_out:
+            return None
+        gain = sum(gains, 1.0) if gains else None
+        column = gain is not None and jnp.shape(gain) == (d_in, 1)
+        if gain is not None and not column:
+            gain = jnp.broadcast_to(gain, (1, d_out))
+        array = fold(self.w0)
+        return Factored(array, gain if column else None, None if column else gain, tuple(pairs))
+
+    def compact(self):
+        return dataclasses.replace(self, terms=tuple(map(_compact, self.terms)))
 
 
-def factor_shape(factor: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a factor that broadcasts against a leaf whose first axis is its input.
+def _trains(x, resolve) -> bool:
+    """Whether any array in a node is trained."""
+    found = [resolve(leaf) for leaf in _theta.leaves(x).values()]
+    return any(not _theta.is_kind(leaf) for leaf in found)
 
-    >>> factor_shape("row", (8, 3)), factor_shape("col", (8, 3))
-    ((1, 3), (8, 1))
-    """
-    ones = (1,) * (len(shape) - 1)
-    return {
-        "scalar": (),
-        "row": (1, *shape[1:]),
-        "col": (*shape[:1], *ones),
-        "full": shape,
-    }[factor]
+
+def _diagonal(d, fold) -> bool:
+    """Whether a factor is one number, or one for each input or output."""
+    if d is None:
+        return True
+    if isinstance(d, _theta.Node) and not _theta.is_kind(d):
+        return False
+    shape = jnp.shape(fold(d))
+    return len(shape) == 0 or (len(shape) == 2 and 1 in shape)
+
+
+def _pair(v: LowRank, scale, fold):
+    """(a, b) whose product is scale ⊙ v."""
+    a, b = fold(v.a), fold(v.b)
+    if v.middle is not None:
+        a = a * fold(v.middle)
+    if jnp.shape(scale) == (a.shape[0], 1):
+        return a * scale, b
+    return a, b * scale
+
+
+def _compact(term: Term) -> Term:
+    """A product with a mask is stored as the elements that the mask leaves."""
+    d, v = (term.d, term.v) if isinstance(term.d, _theta.Fixed) else (term.v, term.d)
+    if not isinstance(d, _theta.Fixed) or not hasattr(_theta.value(v), "dtype"):
+        return term
+    if (
+        isinstance(v, _theta.Seeded)
+        or np.ndim(d.value) == 0
+        or d.value.shape != _theta.value(v).shape
+    ):
+        return term
+    if d.value.dtype == bool:
+        return Term(None, sparse(np.asarray(_theta.value(v)), d.value), term.scale)
+    if (d.value == 0).any():
+        return Term(None, sparse(d.value * _theta.value(v), d.value != 0), term.scale)
+    return term
 
 
 def make(config: Config) -> Scheme:
     """Reparameterises the leaves that `config.leaves` picks; the others stay as they are."""
 
     def init(rng, theta):
-        stored = _theta.leaves(theta)
-        picked = {
-            path: stored[path]
-            for path in _theta.matching(config.leaves, theta)
-            if not isinstance(stored[path], _theta.Alias)
-        }
-        if not picked:
-            raise ValueError(
-                f"delta: all that {config.leaves!r} picks are aliases of shared leaves: pick owners"
-            )
+        layers = _layers.Layers(config.layers, _theta.leaves(theta))
+        owners: dict[tuple, str] = {}
         return _theta.replace_leaves(
-            theta, {path: _split(config, rng, path, leaf) for path, leaf in picked.items()}
+            theta,
+            {
+                path: _split(config, rng, _factors.Leaf(path, leaf, layers), owners)
+                for path, leaf in _theta.owned("delta", config.leaves, theta).items()
+            },
         )
 
-    def build(theta):
-        def fold(x):
-            if not _made_by(config, x):
-                return x
-            return _theta.value(x.w0) + _theta.value(x.d) * _theta.value(x.v)
+    def update(theta, step):
+        return _theta.map_nodes(
+            lambda path, x: x.redrawn(step) if isinstance(x, HardConcrete) else x, theta
+        )
 
-        return jax.tree.map(fold, theta, is_leaf=lambda x: _made_by(config, x) or _theta.is_kind(x))
-
-    return Scheme(init, build, keep)
+    drawn = any(f.estimator == "hard_concrete" for p in config.products for f in (p.d, p.v))
+    return Scheme(init, update) if drawn else Scheme(init)
 
 
-def _made_by(config: Config, x) -> bool:
-    return isinstance(x, Delta) and x.leaves == config.leaves
-
-
-def _split(config: Config, rng, path: str, leaf) -> Delta:
-    if _theta.is_kind(leaf):
-        raise ValueError(f"delta: {path} is {type(leaf).__name__.lower()}, not trained: exclude it")
-    shapes = {config.d, config.v} & {"row", "col"}
-    if leaf.ndim < 2 and shapes:
+def _split(config: Config, rng, leaf: _factors.Leaf, owners) -> Delta:
+    path, array = leaf.path, leaf.array
+    if _theta.is_kind(array):
         raise ValueError(
-            f"delta: {path} has shape {leaf.shape}, which has no rows and columns: pick matrices by"
-            f" 'leaves', or make both factors scalar or full"
+            f"delta: {path} is {type(array).__name__.lower()}, not trained: exclude it"
         )
-    rng = jax.random.fold_in(rng, zlib.crc32(path.encode()) & 0x7FFFFFFF)
-    rms = float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64)))))
-    if config.v_init and not rms and (config.d_init == 0 or not config.train_v):
+    rng = _factors.rng_of(rng, path)
+    rms = float(np.sqrt(np.mean(np.square(np.asarray(array, np.float64)))))
+    terms = []
+    for k, product in enumerate(config.products):
+        if not rms and product.v.kind != "const":
+            _check_zero(path, product)
+        d, v = (
+            _factors.make(
+                factor,
+                leaf,
+                f"terms/{k}/{name}",
+                unit,
+                jax.random.fold_in(rng, 2 * k + (name == "v")),
+                owners,
+            )
+            for name, factor, unit in (("d", product.d, 1.0), ("v", product.v, rms))
+        )
+        terms.append(Term(d, v, product.scale))
+    return Delta(_base(config, rng, leaf, rms), tuple(terms), array.shape)
+
+
+def _check_zero(path: str, product: Product) -> None:
+    """V counts in units of the leaf, so that of a leaf of zeros is zero."""
+    if product.v.kind in ("lowrank", "rank1", "mask"):
+        return
+    if product.d.starts_at_zero or not product.v.moves:
         raise ValueError(
-            f"delta: {path} is all zeros and v_init={config.v_init} counts in units of it, so V = 0"
-            f" and D has no gradient: exclude it, or give d_init and train_v"
+            f"delta: {path} is all zeros and V counts in units of it, so V = 0 and D has no gradient:"
+            f" exclude it, or let D start elsewhere and train V"
         )
-    if config.w0 == "seed":
-        # A uniform distribution within +-a has a root mean square of a / sqrt(3).
-        w0 = _theta.Seeded.draw(_raw(rng), leaf.shape, rms * np.sqrt(3.0))
-        if leaf.dtype != jnp.float32:
-            raise ValueError(f"delta: {path} has dtype {leaf.dtype}; a seeded W0 is float32")
-    else:
-        w0 = _theta.Fixed(leaf)
-    d = jnp.full(factor_shape(config.d, leaf.shape), config.d_init, leaf.dtype)
-    v = jnp.zeros(factor_shape(config.v, leaf.shape), leaf.dtype)
-    if config.v_init:
-        v = rms * config.v_init * jax.random.normal(jax.random.fold_in(rng, 1), v.shape, v.dtype)
-    return Delta(
-        w0,
-        d if config.train_d else _theta.Fixed(d),
-        v if config.train_v else _theta.Fixed(v),
-        config.leaves,
-    )
 
 
-def _raw(rng) -> np.ndarray:
-    """Two words that pick a seed, from a raw or a typed key."""
-    typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(rng) if typed else rng)[-2:]
-
-
-def reference(config: Config, theta):
-    """One number at a time, in NumPy."""
-
-    def fold(x):
-        if not _made_by(config, x):
-            return x
-        w0, d, v = (np.asarray(_theta.value(part)) for part in (x.w0, x.d, x.v))
-        out = np.empty_like(w0)
-        for index in np.ndindex(w0.shape):
-            pick = [
-                factor[tuple(i if n > 1 else 0 for i, n in zip(index, factor.shape, strict=False))]
-                for factor in (d, v)
-            ]
-            out[index] = w0[index] + pick[0] * pick[1]
-        return out
-
-    return jax.tree.map(fold, theta, is_leaf=lambda x: _made_by(config, x) or _theta.is_kind(x))
+def _base(config: Config, rng, leaf: _factors.Leaf, rms: float):
+    if config.w0 == "zero":
+        return None
+    if config.w0 == "init":
+        return _theta.Fixed(leaf.array)
+    if leaf.array.dtype != jnp.float32:
+        raise ValueError(f"delta: {leaf.path} has dtype {leaf.array.dtype}; a seeded W0 is float32")
+    return _theta.Seeded.make(rng, leaf.array.shape, rms * math.sqrt(3.0))
