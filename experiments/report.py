@@ -27,9 +27,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Reduces runs to one line a row, in table order; the first row is the baseline.
 
     Accuracies are in percent and differences in percentage points, both with the half-width of a
-    95% t interval. Differences and p-values come from the seeds that a row shares with the
-    baseline; `unpaired_seeds` names the others. Costs are in base units: the mean over seeds,
-    and `<cost>_min` and `<cost>_max` beside it for a cost that varies over the seeds of some row.
+    95% t interval; `budget_residual` is a share of the budget. Differences and p-values come from the
+    seeds that a row shares with the baseline; `unpaired_seeds` names the others. Costs are in base
+    units: the mean over seeds, and `<cost>_min` and `<cost>_max` beside it for a cost that varies
+    over the seeds of some row.
 
     Args:
         frame: what `records.load` returns.
@@ -53,6 +54,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
             "failure": _failure(runs, len(accuracies)),
             "accuracy_percent": mean,
             "accuracy_half_width": half_width,
+            "budget_residual": _residual(runs),
         }
         line |= _against(baseline, accuracies if number else accuracies[:0])
         lines.append(line | _costs(runs))
@@ -60,6 +62,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     tested = summary["p"].notna()
     summary.insert(summary.columns.get_loc("p") + 1, "p_holm", NAN)
     summary.loc[tested, "p_holm"] = stats.holm(summary.loc[tested, "p"])
+    if summary["budget_residual"].isna().all():
+        summary = summary.drop(columns="budget_residual")
     constant = [name for name in summary if name.endswith(("_min", "_max"))]
     constant = [name for name in constant if summary[name].equals(summary[name[:-4]])]
     return summary.drop(columns=constant)
@@ -92,6 +96,12 @@ def _accuracies(runs: pd.DataFrame) -> pd.Series:
         return pd.Series(dtype=float)
     finished = runs[runs["status"] == "ok"].set_index("seed")
     return 100 * finished[ACCURACY].astype(float).dropna()
+
+
+def _residual(runs: pd.DataFrame) -> float:
+    """Returns by what share a row is off the budget of its table; NaN where there is none."""
+    name = "budget.residual"
+    return float(runs[name].iloc[0]) if name in runs else NAN
 
 
 def _against(baseline: pd.Series, accuracies: pd.Series) -> dict:

@@ -29,12 +29,13 @@ def markdown(summary: pd.DataFrame) -> str:
     """Returns the table with all its columns and its legend, in Markdown."""
     costs = [column for column in COLUMNS if column.key in summary]
     heads = ["row", "test accuracy, %", "Δ, points", "p (Holm)", "seeds"]
+    heads += ["off budget"] * ("budget_residual" in summary)
     heads += [heading(column) for column in costs]
     cells = []
     for line in summary.to_dict("records"):
         row, *leading = _leading(line, summary["seeds"].max())
         seeds = f"{line['seeds']}" + f" of {line['runs']}" * (line["seeds"] < line["runs"])
-        cells.append([row.replace("|", "\\|"), *leading, seeds, *_costs(line, costs)])
+        cells.append([row.replace("|", "\\|"), *leading, seeds, *_off(line), *_costs(line, costs)])
     legend = notes(summary)
     for column in costs:
         unit = "" if column.unit == "1" else f" ({column.unit})"
@@ -49,12 +50,13 @@ def terminal(summary: pd.DataFrame) -> str:
     costs = [column for column in COLUMNS if column.key in summary]
     costs = [column for column in costs if column.key in TERMINAL_COSTS][-6:]
     heads = ["row", "test\naccuracy, %", "Δ,\npoints", "p\n(Holm)"]
+    heads += ["off\nbudget"] * ("budget_residual" in summary)
     heads += ["\n".join(heading(column).split()[:2]) for column in costs]
     # Set as a row of the body: tabulate pads every heading by two columns that are dear here.
     cells = [heads]
     for line in summary.to_dict("records"):
         row, *leading = _leading(line, summary["seeds"].max())
-        cells.append([textwrap.fill(row, 22), *leading, *_costs(line, costs)])
+        cells.append([textwrap.fill(row, 22), *leading, *_off(line), *_costs(line, costs)])
     align = ["left"] + ["right"] * (len(heads) - 1)
     lines = tabulate(cells, tablefmt="plain", colalign=align, disable_numparse=True).splitlines()
     rule = "─" * max(map(len, lines))
@@ -73,6 +75,8 @@ def notes(summary: pd.DataFrame) -> list[str]:
         else "Accuracy: none, because no run has finished.",
         *_comparison_notes(summary),
     ]
+    if "budget_residual" in summary:
+        said.append("Off budget: by what share a row's cost misses what its table allows.")
     if summary["simulated"].any():
         said.append(
             "† simulated: the sparsity is a mask over a dense product, so the work between useful "
@@ -151,6 +155,14 @@ def _leading(line: dict, most_seeds: int) -> list[str]:
     if not math.isnan(line["p_holm"]):
         p = f"{line['p_holm']:.2g}" + " n.s." * (line["p_holm"] >= LEVEL)
     return [line["row"] + " †" * line["simulated"], accuracy, difference, p]
+
+
+def _off(line: dict) -> list[str]:
+    """Returns by how much a row is off its budget, where the table has one."""
+    if "budget_residual" not in line:
+        return []
+    share = line["budget_residual"]
+    return ["—" if math.isnan(share) else f"{100 * share:+.2f}%".replace("-", "−")]
 
 
 def _plus_minus(mean: float, half_width: float, sign: str = "") -> str:

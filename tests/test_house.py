@@ -16,7 +16,9 @@ HERE = "tests/test_house.py"
 # A unit is a file or a package right under tinyattn/, or another folder of the repository. Imports
 # point to a lower floor, or stay within the unit.
 FLOORS = {
-    **dict.fromkeys(["tinyattn", "affine", "axes", "biases", "cost", "masks", "records", "registry"], 0),
+    **dict.fromkeys(
+        ["tinyattn", "affine", "axes", "biases", "cost", "masks", "records", "registry"], 0
+    ),
     **dict.fromkeys(["config", "initializers", "optim", "stats", "weights"], 1),
     **dict.fromkeys(["attention", "tasks"], 2),
     **dict.fromkeys(["checkpoint", "model", "pretrained"], 3),

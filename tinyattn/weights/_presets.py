@@ -41,6 +41,13 @@ def train_v(v: str = "full", **fields: Any) -> registry.Spec:
     return delta({"d": CONST, "v": factor(v)}, **fields)
 
 
+def frozen(**fields: Any) -> registry.Spec:
+    """W0 from a seed and nothing else: a random matrix that is never trained, stored as its seed."""
+    return registry.spec(
+        "tinyattn.weights", "delta", **({"leaves": KERNELS, "w0": "seed", "products": ()} | fields)
+    )
+
+
 def lora(rank: int = 8, alpha: float = 16.0, **fields: Any) -> registry.Spec:
     """W0 + (alpha / R) AB.
 

@@ -71,7 +71,7 @@ class Config:
       leaves: Regular expression on paths: which leaves are reparameterised.
       w0: `init`, what the model has then, fresh or pretrained, stored; `seed`, uniform numbers of the same
         root mean square, regenerated; or `zero`.
-      products: What is added to it, `Product`s or mappings of their fields.
+      products: What is added to it, `Product`s or mappings of their fields; () leaves W0 as it is.
       layers: Regular expression whose one group is the number of a layer in a path.
     """
 
@@ -85,8 +85,8 @@ class Config:
             raise ValueError(
                 f"delta: w0={self.w0!r} is unknown; {registry.nearest(self.w0, BASES)}"
             )
-        if not self.products:
-            raise ValueError("delta: products=() adds nothing to W0: give at least one")
+        if not self.products and self.w0 == "zero":
+            raise ValueError("delta: products=() and w0='zero' leave nothing: give one of them")
         products = tuple(_factors.section(Product, product) for product in self.products)
         object.__setattr__(self, "products", products)
         tied = any(factor.kind == "tied" for p in products for factor in (p.d, p.v))
@@ -210,7 +210,7 @@ class Delta(_theta.Node):
             return None
         d_in, d_out = self.shape
         ranks = sum(a.shape[1] for a, _ in pairs)
-        if base is None or 3 * ranks * (d_in + d_out) >= d_in * d_out:
+        if not self.terms or base is None or 3 * ranks * (d_in + d_out) >= d_in * d_out:
             return None
         gain = sum(gains, 1.0) if gains else None
         column = gain is not None and jnp.shape(gain) == (d_in, 1)
