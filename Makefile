@@ -23,6 +23,7 @@ bench: $(VENV)/bench.ok
 	$(PYTHON) -m experiments.bench --suite=step --workdir=$(BENCH_WORKDIR)
 	$(PYTHON) -m experiments.bench --suite=attention --workdir=$(BENCH_WORKDIR)
 	$(PYTHON) -m experiments.bench --suite=length --workdir=$(BENCH_WORKDIR)
+	$(PYTHON) -m experiments.bench --suite=weights --workdir=$(BENCH_WORKDIR)
 
 # One environment each: with Triton installed, code of transformers fails on a CPU.
 oracles: $(VENV)/oracles/huggingface.ok $(VENV)/oracles/fla.ok

@@ -3,8 +3,9 @@
     python -m experiments.bench --suite=step --workdir=runs/bench
 
 Suites: `step` (whole training steps beside the same model in eager PyTorch), `attention` (the dense core,
-forward and with its gradient, beside `jax.nn`, flax and PyTorch) and `length` (every mechanism beside our
-dense core, time and peak memory by length); `make bench` installs PyTorch. Writes `<suite>.jsonl` and
+forward and with its gradient, beside `jax.nn`, flax and PyTorch), `length` (every mechanism beside our
+dense core, time and peak memory by length) and `weights` (training steps under each scheme beside the plain
+one); `make bench` installs PyTorch. Writes `<suite>.jsonl` and
 `<suite>.md`, and `length` a figure.
 """
 
@@ -20,7 +21,7 @@ from experiments import cli
 from experiments.timing import product_rate
 from tinyattn import records, registry
 
-SUITES = {name: f"experiments.bench_{name}" for name in ("step", "attention", "length")}
+SUITES = {name: f"experiments.bench_{name}" for name in ("step", "attention", "length", "weights")}
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The length suite: every mechanism in turn with our own dense core, time and peak memory by length."""
+"""The length suite: every sparse and linear mechanism in turn with our own dense core, time and peak memory by length."""
 
 import functools
 
@@ -19,8 +19,7 @@ LENGTHS = (256, 2048, 8192, 16384)
 HEADS, WIDTH = 4, 32
 # Fields other than the defaults, where the mechanism is measured at a size that is asked for.
 FIELDS = {"window": {"window": 256}, "linformer": {"length": max(LENGTHS)}}
-# Tables of all pairs among the parameters: at these lengths they do not fit.
-LEFT_OUT = ("synthesizer",)
+FAMILIES = ("sparse", "lowrank", "recurrent")  # beside `dense`, which all are compared with
 
 SHAPES = LENGTHS
 
@@ -28,7 +27,7 @@ SHAPES = LENGTHS
 def measure(T: int) -> dict:
     """Seconds and peak bytes of each mechanism at T tokens, one example in float32, causal if it can be."""
     result = {"suite": "length", "T": T, "N": HEADS, "H": WIDTH, "variants": {}}
-    sides = {name: programs(name, T) for name in attention.names() if name not in LEFT_OUT}
+    sides = {name: programs(name, T) for name in names()}
     for direction in ("forward", "both"):
         seconds = rounds([side[direction][0] for side in sides.values()], SECONDS)
         dense = seconds[list(sides).index("dense")]
@@ -39,6 +38,12 @@ def measure(T: int) -> dict:
                 "peak_bytes": side[direction][1],
             }
     return result
+
+
+def names() -> list[str]:
+    """The dense core and all that claims to grow slower."""
+    family = {name: attention.load(name).__name__.split(".")[-2] for name in attention.names()}
+    return [name for name in family if name == "dense" or family[name] in FAMILIES]
 
 
 def programs(name: str, T: int) -> dict:

@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from experiments import bench_attention, bench_length, timing
+from experiments import bench_attention, bench_length, bench_weights, timing
 
 
 def test_sides_take_turns_and_only_their_second_call_counts(monkeypatch):
@@ -75,6 +75,19 @@ def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeyp
     lines = bench_length.table(results).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:5]] == [f"`{name}`" for name in names]
     assert len(bench_length.figure(results).axes) == 2
+
+
+def test_the_weights_suite_compares_with_the_plain_step(monkeypatch):
+    ways = {name: bench_weights.WAYS[name] for name in ("plain", "IA³")}
+    monkeypatch.setattr(bench_weights, "WAYS", ways)
+    monkeypatch.setattr(bench_weights, "SECONDS", 0.0)
+    monkeypatch.setattr(bench_weights, "T", 4)
+    monkeypatch.setattr(timing, "LEAST", 1)
+    result = bench_weights.measure(8) | {"device": "cpu: a machine"}
+    plain, own = result["ways"].values()
+    assert plain["ratio"]["median"] == 1.0
+    assert own["training_flops"] < plain["training_flops"]
+    assert "| IA³ " in bench_weights.table([result])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is optional")
