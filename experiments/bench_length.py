@@ -1,4 +1,4 @@
-"""The length suite: every sparse and linear mechanism in turn with our own dense core, time and peak memory by length."""
+"""The length suite: sparse and linear mechanisms in turn with our own dense core, time and peak memory."""
 
 import functools
 
