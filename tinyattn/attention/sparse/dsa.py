@@ -186,11 +186,9 @@ def step(
     config, state: State, query, key, value, index_query, index_key, index_weight, active=None
 ):
     """One token more, as `dense.step`: it attends to the k best of all so far."""
-    B, capacity = state.index.shape[:2]
-    active = jnp.ones(B, bool) if active is None else active
-    slot = jnp.where(active, state.tokens.length, capacity)
-    new = index_key[:, 0].astype(state.index.dtype)
-    index = state.index.at[jnp.arange(B), slot].set(new, mode="drop")
+    active = jnp.ones(query.shape[0], bool) if active is None else active
+    slot = jnp.where(active, state.tokens.length, state.index.shape[1])
+    index = cache.put(state.index, index_key, slot)
     tokens = cache.write(state.tokens, key, value, active)
     seen = masks.padding(cache.valid(tokens))
     out = attend(config, query, tokens.key, tokens.value, seen, index_query, index, index_weight)
