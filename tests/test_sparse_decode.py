@@ -105,16 +105,16 @@ def test_what_is_not_a_number_is_seen_only_where_its_token_is(name):
     module, config, decode, _ = both(name)
     given = arrays(module, config)
     before = numbers(decode(given))[0]
-    key = given["key"].copy()
-    key[0, 6] = np.nan
-    got = numbers(decode(given | {"key": key}))[0]
+    dirty = given | {name: given[name].copy() for name in ("key", "value")}
+    dirty["key"][0, 6], dirty["value"][0, 20, :, 0] = np.nan, np.inf
+    got = numbers(decode(dirty))[0]
     if name in STATIC:
-        seen = np.asarray(module.effective(config, masks.causal(), T))[0, :, 6]
+        seen = np.asarray(module.effective(config, masks.causal(), T))[0][:, [6, 20]].any(-1)
     elif name == "nsa":
         seen = np.arange(T) >= 6  # Near, then in a compressed block.
     else:
         attend = jax.jit(functools.partial(module.attend, config, mask=masks.causal()))
-        seen = np.isnan(attend(**given | {"key": key}))[0, :, :, 0]
+        seen = np.isnan(attend(**dirty))[0, :, :, 0]
     bad = np.isnan(got).all(-1)
     assert seen.any() and not bad[1].any()
     np.testing.assert_array_equal(bad[0], np.broadcast_to(seen.reshape(T, -1), (T, N)))
