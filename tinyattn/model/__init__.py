@@ -5,12 +5,15 @@ Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; pre-norm as Xiong
   token types, pooler and sizes as Devlin et al. 2019, https://arxiv.org/abs/1810.04805; factorised
   embeddings as Lan et al. 2020, https://arxiv.org/abs/1909.11942, section 3.1; `reuse` of keys and values
   as Brandon et al. 2024, "Cross-layer attention", https://arxiv.org/abs/2405.12981, section 3.1, and as
-  the second half of Sun et al. 2024, "You only cache once", https://arxiv.org/abs/2405.05254; `reuse` of
-  the attention map as Ying et al. 2021, "LazyFormer", https://arxiv.org/abs/2102.12702.
-Differs: all layers mix alike, where the first half of "You only cache once" has a variant of its own. A
-  reused map is computed again from its queries and keys, which are what is kept: a table of all pairs is
-  never held. BERT and ALBERT are post-norm; here the norm after the embeddings stands after the last block
-  instead, with the same number of parameters (ALBERT's is as wide as the embedding, ours as the model).
+  the second half of Sun et al. 2024, "You only cache once", https://arxiv.org/abs/2405.05254, section 2,
+  whose first half a `layout` gives a variant of its own, as it does local and global layers in turn, Gemma
+  Team 2024, "Gemma 2", https://arxiv.org/abs/2408.00118, section 2; `reuse` of the attention map as Ying et
+  al. 2021, "LazyFormer", https://arxiv.org/abs/2102.12702.
+Differs: the shared keys and values of "You only cache once" have a norm of their own; here they are of what
+  the queries of the first layer that has them read. A reused map is computed again from its queries and
+  keys, which are what is kept: a table of all pairs is never held. BERT and ALBERT are post-norm; here the
+  norm after the embeddings stands after the last block instead, with the same number of parameters
+  (ALBERT's is as wide as the embedding, ours as the model).
 """
 
 from collections.abc import Mapping
@@ -20,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention, axes, biases, masks, registry
+from tinyattn import axes, biases, masks, registry
 from tinyattn.masks import Mask
 from tinyattn.model._config import (
     BIASED,
@@ -30,7 +33,8 @@ from tinyattn.model._config import (
     REUSE,
     Config,
     length,
-    makes_heads,
+    maker,
+    mixers,
 )
 from tinyattn.model._layers import Block, Embedding, cut, dense, dropout, pool, rotate, sinusoids
 
@@ -50,6 +54,7 @@ __all__ = [
     "mask",
     "pool",
     "rotate",
+    "simulated",
     "sinusoids",
     "spec",
     "state_bytes",
@@ -116,7 +121,7 @@ class Encoder(nn.Module):
         config = self.config
         if config.positions not in BIASED:
             return None
-        N = attention.build(config.attention)[1].num_heads
+        N = mixers(config)[0][1].num_heads
         if config.positions == "alibi":
             return biases.Linear(biases.slopes(N))
         normal = nn.initializers.truncated_normal(0.02)
@@ -132,8 +137,8 @@ class Encoder(nn.Module):
         if not config.scan or self.is_initializing():
             shared = None
             for i, name in enumerate(names):
-                given = None if makes_heads(config, i) else shared
-                x, heads = Block(config, name=name)(x, seen, bias, layer_rng(i), given)
+                given = None if maker(config, i) == i else shared
+                x, heads = Block(config, layer=i, name=name)(x, seen, bias, layer_rng(i), given)
                 if given is None:
                     shared = {name: heads[name] for name in REUSE[config.reuse]}
             return x
@@ -161,9 +166,9 @@ def mask(config: Config, key_valid: jax.Array | None) -> Mask:
 
 def unneeded_flops(config: Config, T: int, seen: Mask = Mask()) -> float:
     """Executed less useful FLOPs of all layers for one example: pairs that no mask allows."""
-    variant, fields = attention.build(config.attention)
-    work = variant.flops(fields, seen, D=config.width, T=T, S=T).values()
-    return config.num_layers * sum(part.executed - part.useful for part in work)
+    sizes = {"D": config.width, "T": T, "S": T}
+    work = [variant.flops(fields, seen, **sizes).values() for variant, fields in mixers(config)]
+    return sum(part.executed - part.useful for layer in work for part in layer)
 
 
 def state_bytes(config: Config, T: int) -> int | None:
@@ -171,11 +176,18 @@ def state_bytes(config: Config, T: int) -> int | None:
 
     None if it cannot decode by tokens, or if layers share a part of what a variant keeps.
     """
-    variant, fields = attention.build(config.attention)
-    if not config.causal or not hasattr(variant, "state_bytes") or config.reuse == "query_key":
+    layers = mixers(config)
+    decodes = all(hasattr(variant, "state_bytes") for variant, _ in layers)
+    if not config.causal or not decodes or config.reuse == "query_key":
         return None
     itemsize = jnp.dtype(config.dtype).itemsize
-    layer = variant.state_bytes(fields, D=config.width, length=T, itemsize=itemsize)
-    states = sum(makes_heads(config, i) for i in range(config.num_layers))
+    sizes = {"D": config.width, "length": T, "itemsize": itemsize}
+    own = [layer for i, layer in enumerate(layers) if maker(config, i) == i]
     past = max(config.conv - 1, 0) * config.width * itemsize
-    return states * layer + config.num_layers * past
+    states = sum(variant.state_bytes(fields, **sizes) for variant, fields in own)
+    return states + config.num_layers * past
+
+
+def simulated(config: Config) -> bool:
+    """Whether a layer only masks a dense product."""
+    return any(variant.SIMULATED for variant, _ in mixers(config))
