@@ -86,16 +86,19 @@ class Encoder(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, inputs, key_valid=None, token_types=None, rng=None):
+    def __call__(self, inputs, key_valid=None, token_types=None, rng=None, auxiliary=False):
         """Logits float32 [B, num_classes], or the pooled vector [B, D] without a head.
 
-        Without a pool they are those of every token, [B, T, num_classes] or [B, T, D].
+        Without a pool they are those of every token, [B, T, num_classes] or [B, T, D]. With `auxiliary`
+        a pair: these, and the sum over layers of what the variants add to the loss, float32 [B], each
+        the mean over an example's tokens; None if no variant adds any.
 
         Args:
           inputs: [B, T] ids or [B, height, width, channels] images.
           key_valid: bool [B, T], False at padding; None where there is none.
           token_types: int [B, T]; None is all zeros.
           rng: For dropout, in training; None is evaluation.
+          auxiliary: Whether the variants' own losses are asked for.
 
         Raises:
           ValueError: Shapes that do not fit together or the config, or token types it has none of.
@@ -107,14 +110,14 @@ class Encoder(nn.Module):
         if seen.key_valid is not None:
             axes.sizes(x=(x, "BTD"), key_valid=(seen.key_valid, "BT"))
         x = dropout(x, config.dropout, rngs[0])
-        x = self._layers(x, seen, self._bias(), rngs[1])
+        x, losses = self._layers(x, seen, self._bias(), rngs[1], auxiliary)
         x = nn.LayerNorm(dtype=x.dtype, name="norm")(x)
-        pooled = pool(x, seen.key_valid, config.pool)
+        out = pool(x, seen.key_valid, config.pool)
         if config.pooler:
-            pooled = jnp.tanh(dense(config, config.width, "pooler", pooled))
-        if not config.num_classes:
-            return pooled
-        return dense(config, config.num_classes, "head", pooled.astype(jnp.float32))
+            out = jnp.tanh(dense(config, config.width, "pooler", out))
+        if config.num_classes:
+            out = dense(config, config.num_classes, "head", out.astype(jnp.float32))
+        return (out, losses) if auxiliary else out
 
     def _bias(self):
         """The bias of all layers' scores, with its one table of parameters where it has one."""
@@ -127,7 +130,8 @@ class Encoder(nn.Module):
         normal = nn.initializers.truncated_normal(0.02)
         return biases.Relative(self.param("relative", normal, (N, BUCKETS)))
 
-    def _layers(self, x, seen: Mask, bias, rng):
+    def _layers(self, x, seen: Mask, bias, rng, auxiliary):
+        """The tokens after all layers, and the layers' own losses [B], or None."""
         config = self.config
         names = [f"block_{i}" for i in range(config.num_layers)]
 
@@ -135,13 +139,15 @@ class Encoder(nn.Module):
             return None if rng is None else jax.random.fold_in(rng, i)
 
         if not config.scan or self.is_initializing():
-            shared = None
+            shared, losses = None, []
             for i, name in enumerate(names):
                 given = None if maker(config, i) == i else shared
                 x, heads = Block(config, layer=i, name=name)(x, seen, bias, layer_rng(i), given)
                 if given is None:
                     shared = {name: heads[name] for name in REUSE[config.reuse]}
-            return x
+                losses.append(_own_loss(config, i, heads, seen) if auxiliary else None)
+            own = [loss for loss in losses if loss is not None]
+            return x, sum(own) if own else None
         # Parameters stay one tree a layer, which is what weight schemes share and count.
         params = [self.variables["params"][name] for name in names]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
@@ -149,9 +155,21 @@ class Encoder(nn.Module):
 
         def body(x, layer):
             i, layer_params = layer
-            return block.apply({"params": layer_params}, x, seen, bias, layer_rng(i))[0], None
+            x, heads = block.apply({"params": layer_params}, x, seen, bias, layer_rng(i))
+            return x, _own_loss(config, 0, heads, seen) if auxiliary else None
 
-        return jax.lax.scan(body, x, (jnp.arange(config.num_layers), stacked))[0]
+        x, losses = jax.lax.scan(body, x, (jnp.arange(config.num_layers), stacked))
+        return x, None if losses is None else losses.sum(0)
+
+
+def _own_loss(config: Config, layer: int, heads, seen: Mask) -> jax.Array | None:
+    """What a layer's variant adds to the loss, the mean over an example's tokens [B]; None if nothing."""
+    variant, fields = mixers(config)[layer]
+    if not hasattr(variant, "auxiliary"):
+        return None
+    return pool(variant.auxiliary(fields, **heads, mask=seen)[..., None], seen.key_valid, "mean")[
+        :, 0
+    ]
 
 
 def mask(config: Config, key_valid: jax.Array | None) -> Mask:
