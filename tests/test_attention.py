@@ -253,7 +253,7 @@ def test_decodes_token_by_token_as_in_parallel(case):
     given, lengths = arrays(module, config), np.array([T - 5, T])
     want = attend(module, config, masks.causal())(given)
     own = {name for name, x in given.items() if x.shape[:2] == (B, T)}
-    H = given["key"].shape[-1]
+    H = given["value"].shape[-1]
 
     @jax.jit
     def run(given):

@@ -30,6 +30,7 @@ def rows():
     yield "MLA", {"model.attention": attention("mla", latent=24, rope_dim=4)}
     yield "differential", {"model.attention": attention("differential")}
     yield "talking heads", {"model.attention": attention("talking")}
+    yield "collaborative heads", {"model.attention": attention("collaborative", shared_dim=24)}
     yield "sigmoid", {"model.attention": attention("sigmoid")}
     yield "synthesizer", {"model.attention": attention("synthesizer", length=16)}
     yield (
