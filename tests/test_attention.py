@@ -138,6 +138,8 @@ def test_contract(name):
     assert module.CASES
     for function in ("attend", "reference", "flops"):
         assert getattr(module, function).__doc__
+    # What the task does not train, another loss does.
+    assert not getattr(module, "DETACHED", ()) or module.auxiliary.__doc__
 
 
 @pytest.mark.optimised
@@ -253,7 +255,7 @@ def test_decodes_token_by_token_as_in_parallel(case):
     # What a step takes of its own: all that has another shape for a single token.
     single = attention.shapes(module, config, D=N * 6, B=B, T=1)
     own = {name for name, x in given.items() if x.shape != single[name]}
-    H = given["key"].shape[-1]
+    H = given["value"].shape[-1]
 
     @jax.jit
     def run(given):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from tinyattn import attention, config, cost, records, train
+from tinyattn import config, cost, model, records, train
 from tinyattn.checkpoint import Checkpoints
 
 Changes = Mapping[str, Any]
@@ -221,7 +221,6 @@ def _checkpoints(settings: Mapping[str, Any], folder: Path, name: str) -> Checkp
 
 
 def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds: float):
-    variant = attention.load(run.config["model"]["attention"]["name"])
     record = {
         "row": run.row,
         "seed": run.seed,
@@ -229,7 +228,7 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
         "digest": run.digest,
         "metrics": {},
         "costs": row_costs,
-        "simulated": variant.SIMULATED,
+        "simulated": model.simulated(row.program.model.config),
         "history": outcome.history,
         "config": run.config,
         "seconds": seconds,

@@ -23,6 +23,8 @@ A variant is a module, here or in a fork's own package, that exposes
   value of an extra;
 - `DETACHED`: a frozenset of prefixes of paths, such as "index_key", of the parameters that get no gradient
   through `attend`, because another loss trains them;
+- `auxiliary`, of the arguments of `attend`: that loss, float32 [B, T], whose mean over tokens training adds
+  to the loss of the task; nothing else computes it;
 - `effective(config, mask, T) -> bool [B or 1, T, T]`, where a pattern of its own joins the mask: the pairs
   that count.
 

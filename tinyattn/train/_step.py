@@ -106,14 +106,19 @@ def make(config: Mapping[str, Any]) -> Program:
 
     def loss(trainable, rest, batch: Split, rng):
         params = scheme.build(weights.combine(trainable, rest))
-        logits = encoder.apply({"params": params}, batch.inputs, batch.key_valid, rng=rng)
+        inputs = batch.inputs, batch.key_valid
+        logits, own = encoder.apply({"params": params}, *inputs, rng=rng, auxiliary=True)
         targets = jax.nn.one_hot(batch.labels, task.num_classes)
         targets = optax.smooth_labels(targets, settings.label_smoothing)
         labelled = batch.labels >= 0
         losses = jnp.where(labelled, optax.softmax_cross_entropy(logits, targets), 0.0)
         # What is predicted is never negative.
         correct = logits.argmax(-1) == batch.labels
-        return losses.sum(), Sums(losses.sum(), correct.sum(), labelled.sum())
+        total = losses.sum()
+        if own is not None:
+            # Sums are divided by labels: an example's own loss counts once for each of its labels.
+            total += (own * labelled.reshape(len(own), -1).sum(1)).sum()
+        return total, Sums(losses.sum(), correct.sum(), labelled.sum())
 
     def gradients(state: State, batch: Split, rng):
         """Of the loss summed over a batch, one part of it at a time."""
