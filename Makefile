@@ -26,9 +26,10 @@ bench: $(VENV)/bench.ok
 	$(PYTHON) -m experiments.bench --suite=weights --workdir=$(BENCH_WORKDIR)
 
 # One environment each: with Triton installed, code of transformers fails on a CPU.
-oracles: $(VENV)/oracles/huggingface.ok $(VENV)/oracles/fla.ok
+oracles: $(VENV)/oracles/huggingface.ok $(VENV)/oracles/fla.ok $(VENV)/oracles/peft.ok
 	$(VENV)/oracles/huggingface/bin/python tests/oracles/make.py huggingface --check
 	$(VENV)/oracles/fla/bin/python tests/oracles/make.py fla --check
+	$(VENV)/oracles/peft/bin/python tests/oracles/make.py peft --check
 
 $(VENV)/core.ok: requirements.txt
 	python3 -m venv $(VENV)

@@ -45,7 +45,7 @@ def attend(config, given, mask=Mask()):
 @functools.cache
 def divergence(config):
     def call(given, mask):
-        each = dsa.index_loss(config, **given, mask=mask)
+        each = dsa.auxiliary(config, **given, mask=mask)
         return each.sum(), each
 
     return jax.jit(jax.value_and_grad(call, has_aux=True))
@@ -53,7 +53,6 @@ def divergence(config):
 
 def loss(config, given, mask):
     """KL of every query [B, T], and the gradients of its sum."""
-    given = {name: x for name, x in given.items() if name != "value"}
     (_, each), grads = divergence(config)(given, mask)
     return jax.tree.map(np.asarray, (each, grads))
 
@@ -159,9 +158,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        query, key, _ = attention.project(self.config, x)
+        heads = attention.project(self.config, x)
         given = dsa.extras(self.config, x, kernel_init=nn.initializers.lecun_normal())
-        return dsa.index_loss(self.config, query, key, masks.causal(), **given).mean()
+        return dsa.auxiliary(self.config, *heads, masks.causal(), **given).mean()
 
 
 def test_the_loss_teaches_the_indexer_to_find_what_the_heads_attend_to():
@@ -213,14 +212,12 @@ def test_the_index_is_dense_and_attention_is_not(length):
     assert parts["mix"].useful == 2 * 32 * (length * 16 - 16 * 15 // 2)
 
 
-@pytest.mark.parametrize("function", ["attend", "index_loss"])
+@pytest.mark.parametrize("function", ["attend", "auxiliary"])
 def test_no_table_of_all_pairs_is_held(function):
     def peak(length):
         config = dsa.Config(num_heads=1, k=8, index_heads=1, index_dim=4)
         found = attention.shapes(dsa, config, D=4, B=1, T=length)
         given = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in found.items()}
-        if function == "index_loss":
-            del given["value"]
 
         def total(given):
             return getattr(dsa, function)(config, **given, mask=masks.causal()).sum()

@@ -1,32 +1,18 @@
 """Against numbers that others computed: `tests/oracles` says who, and how to make them again."""
 
 import functools
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.ours import EXACT, OURS, ROUNDED
+from oracles.kept import FOLDER, near, read, tolerance
+from oracles.ours import OURS
 
 from tinyattn import masks
 from tinyattn.attention.sparse import dsa, lsh
 
-FOLDER = Path(__file__).parent / "oracles" / "golden"
-
-
-def read(name):
-    """What is said of a file, and its arrays by case."""
-    with np.load(FOLDER / f"{name}.npz") as file:
-        about, found = json.loads(str(file["about"])), {}
-        for path in set(file.files) - {"about"}:
-            case, _, array = path.partition("/")
-            found.setdefault(case, {})[array] = file[path]
-    return about, found
-
-
-FILES = {path.stem: read(path.stem) for path in sorted(FOLDER.glob("*.npz"))}
+FILES = read(FOLDER)
 # The others are choices, which have no gradient and tests of their own.
 CASES = [
     (name, case)
@@ -56,18 +42,11 @@ def test_equals_what_others_computed_with_gradients(x64, name, case):
         return out, pull(dout)[0]
 
     out, grads = both(given, arrays["dout"])
-    tolerance = max(precision, EXACT if about["precision"] == "float64" else ROUNDED)
+    limit = max(precision, tolerance(about))
     valid = arrays.get("valid", np.ones(out.shape[:2], bool))
-    near(np.asarray(out)[valid], arrays["out"][valid], tolerance, "out")
+    near(np.asarray(out)[valid], arrays["out"][valid], limit, "out")
     for x, path in inputs.items():
-        near(grads[x], arrays[path], tolerance, path)
-
-
-def near(got, want, tolerance, what):
-    """Within a tolerance of the largest number: sums round by their largest term."""
-    assert np.abs(want).max() > 1e-2, f"{what} says nothing"
-    off = np.abs(np.asarray(got) - want).max() / np.abs(want).max()
-    assert off <= tolerance, f"{what} differs by {off:.1e}"
+        near(grads[x], arrays[path], limit, path)
 
 
 def test_the_lightning_indexer_keeps_the_keys_that_deepseek_keeps(x64):

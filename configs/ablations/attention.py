@@ -10,6 +10,9 @@ from tinyattn.attention import spec as attention
 
 __all__ = ["get_config", "rows"]
 
+WINDOW = attention("window", window=3, block=4)
+CACHED_ONCE = {"model.reuse": "key_value", "model.reuse_from": 2, "model.reuse_every": 2}
+
 
 def rows():
     yield "dense", {}
@@ -27,13 +30,15 @@ def rows():
     yield "MLA", {"model.attention": attention("mla", latent=24, rope_dim=4)}
     yield "differential", {"model.attention": attention("differential")}
     yield "talking heads", {"model.attention": attention("talking")}
+    yield "collaborative heads", {"model.attention": attention("collaborative", shared_dim=24)}
     yield "sigmoid", {"model.attention": attention("sigmoid")}
     yield "synthesizer", {"model.attention": attention("synthesizer", length=16)}
     yield (
         "synthesizer, random",
         {"model.attention": attention("synthesizer", kind="random", length=16)},
     )
-    yield "window", {"model.attention": attention("window", window=3, block=4)}
+    yield "window", {"model.attention": WINDOW}
+    yield "local and global", {"model.also": (WINDOW,), "model.layout": "10"}
     yield "linear, elu + 1", {"model.attention": attention("linear")}
     yield "linear, cosine", {"model.attention": attention("linear", feature_map="relu_cosine")}
     yield "linear, Taylor", {"model.attention": attention("linear", feature_map="taylor")}
@@ -50,6 +55,13 @@ def rows():
     yield "DSA", {"model.attention": attention("dsa", k=4)}
     yield "Nyström", {"model.attention": attention("nystrom", landmarks=4)}
     yield "Linformer", {"model.attention": attention("linformer", k=4, length=16)}
+    # Half of the layers share one cache, and a half of one layer has nobody to share it with.
+    deep = {"model.num_layers": 4}
+    yield "dense, 4 layers", deep
+    yield (
+        "YOCO (window, then shared)",
+        {**deep, "model.also": (WINDOW,), "model.layout": "1100", **CACHED_ONCE},
+    )
     # What has no other form than the causal one, and its own baseline.
     yield "dense, causal", {"model.causal": True}
     yield "forgetting", {"model.causal": True, "model.attention.forget": True}
@@ -58,6 +70,10 @@ def rows():
         {"model.causal": True, "model.attention": attention("nsa", block=4, top=2, window=4)},
     )
     yield "GLA", {"model.causal": True, "model.attention": attention("gla")}
+    yield (
+        "GLA and attention",
+        {"model.causal": True, "model.also": (attention("gla"),), "model.layout": "10"},
+    )
     yield "DeltaNet", {"model.causal": True, "model.attention": attention("deltanet")}
     yield (
         "gated DeltaNet",

@@ -13,16 +13,18 @@ FOLDER = Path(__file__).parent / "golden"
 MAKERS = {}
 
 
-def golden(source: str, precision: str = "float64"):
+def golden(source: str, precision: str = "float64", folder: str = ""):
     """Registers a function that returns {case: settings and arrays}; its name is the file's.
 
     Args:
       source: What computes the numbers, as a dotted name.
       precision: The least precise type within it.
+      folder: Where the file goes within `golden/`, with the slash that ends it.
     """
 
     def register(maker):
-        MAKERS[maker.__name__] = functools.partial(_pack, maker, source, precision)
+        path = f"{folder}{maker.__name__}"
+        MAKERS[path] = functools.partial(_pack, maker, source, precision)
         return maker
 
     return register
@@ -30,7 +32,7 @@ def golden(source: str, precision: str = "float64"):
 
 def _pack(maker, source, precision) -> dict[str, np.ndarray]:
     found = maker()
-    packages = ("torch", "transformers", "fla-core", "triton", "numpy")
+    packages = ("torch", "transformers", "peft", "fla-core", "triton", "numpy")
     installed = {dist.name.lower() for dist in metadata.distributions()}
     about = {
         "source": source,

@@ -10,7 +10,11 @@ import importlib
 import cases
 import torch
 
-MODULES = {"huggingface": ("huggingface_full", "huggingface_rest"), "fla": ("fla_naive",)}
+MODULES = {
+    "huggingface": ("huggingface_full", "huggingface_rest", "huggingface_albert"),
+    "fla": ("fla_naive",),
+    "peft": ("peft_layers",),
+}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from oracles.kept import EXACT, ROUNDED
 
 from tinyattn import biases, masks
 from tinyattn.attention.full import dense, differential, mla
@@ -14,9 +15,6 @@ from tinyattn.attention.sparse import blocks, dsa, longformer, lsh, nsa
 from tinyattn.masks import Mask
 from tinyattn.model import _layers
 
-# Tolerances, relative to an array's largest number: both sides in float64, or one of them rounds to
-# float32 on the way.
-EXACT, ROUNDED = 1e-12, 1e-5
 OURS = {}
 
 

@@ -18,10 +18,13 @@ A variant is a module, here or in a fork's own package, that exposes
 - `project(config, inputs, memory, *, rotate, kernel_init) -> query, key, value`, where the heads are not
   made as `attention.project` makes them;
 - `extras(config, inputs, memory, *, kernel_init) -> {name: array}`, where `attend`, `reference` and `step`
-  take more than heads: gates of the tokens [B, T, ...], or parameters. Both are called within a compact
-  module and may declare parameters there; any real number is a legal value of an extra;
+  take more than heads: gates of the tokens [B, T, ...], or parameters; a step takes those of its token.
+  Both are called within a compact module and may declare parameters there; any real number is a legal
+  value of an extra;
 - `DETACHED`: a frozenset of prefixes of paths, such as "index_key", of the parameters that get no gradient
   through `attend`, because another loss trains them;
+- `auxiliary`, of the arguments of `attend`: that loss, float32 [B, T], whose mean over tokens training adds
+  to the loss of the task; nothing else computes it;
 - `effective(config, mask, T) -> bool [B or 1, T, T]`, where a pattern of its own joins the mask: the pairs
   that count.
 

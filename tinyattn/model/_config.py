@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -30,6 +31,9 @@ class Config:
       num_layers: L.
       ffn_width: Of the feed-forward layer (F).
       attention: Section of the variant, see `attention.spec`.
+      also: Sections of the variants that some layers have instead.
+      layout: The variant of each layer, a digit a layer, repeated where it is shorter: 0 is
+        `attention`, 1 the first of `also`; "" is `attention` in every layer.
       reuse: What layers take from one before them: `key_value` heads (cross-layer attention) or
         `query_key`, so that they have its attention map and only values of their own; or `none`.
       reuse_every: Layers that have the same heads, of which the first makes them.
@@ -62,6 +66,8 @@ class Config:
     attention: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: attention.spec("dense")
     )
+    also: tuple[Mapping[str, Any], ...] = ()
+    layout: str = ""
     reuse: str = "none"
     reuse_every: int = 2
     reuse_from: int = 0
@@ -110,29 +116,10 @@ class Config:
                 f"model.pool={self.pool!r} reads the first token, which sees nothing else where"
                 f" model.causal is set; choose 'mean' or 'none'"
             )
-        if self.reuse != "none" and self.scan:
-            raise ValueError(
-                f"model.reuse={self.reuse!r} makes layers unlike one another, so they cannot be"
-                f" scanned; set model.scan to False"
-            )
-        variant, heads = attention.build(self.attention)
-        if self.reuse != "none" and not attention.shares(variant, heads):
-            raise ValueError(
-                f"model.reuse={self.reuse!r}: attention {self.attention['name']!r} makes its heads"
-                f" its own way, which layers cannot share; set model.reuse to 'none'"
-            )
-        if self.causal:
-            attention.check(variant.__name__, variant.SUPPORTS, masks.causal())
-        if isinstance(heads, attention.Heads):
-            head_width = heads.width(self.width)
-            if self.positions == "rotary" and head_width % 2:
-                raise ValueError(f"rotary positions turn pairs: head width {head_width} is odd")
-        if self.positions in BIASED and "bias" not in variant.SUPPORTS:
-            raise ValueError(
-                f"model.positions={self.positions!r} adds a bias to the scores, which attention"
-                f" {self.attention['name']!r} has not; choose one of"
-                f" {', '.join(p for p in POSITIONS if p not in BIASED)}"
-            )
+        _check_layout(self)
+        _check_reuse(self)
+        for variant, fields in mixers(self):
+            _check_mixer(self, variant, fields)
 
     @property
     def embedding(self) -> int:
@@ -140,10 +127,93 @@ class Config:
         return self.embed_width or self.width
 
 
-def makes_heads(config: Config, layer: int) -> bool:
-    """Whether a layer makes all its heads itself."""
+def layout(config: Config) -> str:
+    """The digit of every layer: which section its variant comes from."""
+    digits = config.layout or "0"
+    return (digits * config.num_layers)[: config.num_layers]
+
+
+def mixers(config: Config) -> list[tuple[ModuleType, Any]]:
+    """The variant of every layer: its module and its fields."""
+    made = [attention.build(section) for section in (config.attention, *config.also)]
+    return [made[int(digit)] for digit in layout(config)]
+
+
+def maker(config: Config, layer: int) -> int:
+    """The layer that makes what a layer shares: itself, or one before it."""
     place = layer - config.reuse_from
-    return config.reuse == "none" or place < 0 or place % config.reuse_every == 0
+    alone = config.reuse == "none" or place < 0
+    return layer if alone else layer - place % config.reuse_every
+
+
+def _check_layout(config: Config) -> None:
+    sections = "0123456789"[: 1 + len(config.also)]
+    if len(config.also) > 9:
+        raise ValueError(f"model.also has {len(config.also)} sections; a layout tells 9 apart")
+    if len(config.layout) > config.num_layers or set(config.layout) - set(sections):
+        raise ValueError(
+            f"model.layout={config.layout!r} must be at most num_layers={config.num_layers} digits"
+            f" from {sections!r}: 0 is model.attention, k the k-th section of model.also"
+        )
+    if unused := sorted(set(sections) - set(layout(config))):
+        raise ValueError(
+            f"model.layout={config.layout!r} gives no layer the section {', '.join(unused)}, where 0"
+            f" is model.attention and k the k-th of model.also: name it, or leave it out of model.also"
+        )
+    if config.scan and config.also:
+        raise ValueError(
+            f"model.layout={config.layout!r} makes layers unlike one another, so they cannot be"
+            f" scanned; set model.scan to False"
+        )
+
+
+def _check_reuse(config: Config) -> None:
+    if config.reuse != "none" and config.scan:
+        raise ValueError(
+            f"model.reuse={config.reuse!r} makes layers unlike one another, so they cannot be"
+            f" scanned; set model.scan to False"
+        )
+    kinds = layout(config)
+    for layer, (variant, fields) in enumerate(mixers(config)):
+        source = maker(config, layer)
+        if source == layer:
+            continue
+        name = variant.__name__.rsplit(".", 1)[-1]
+        if not attention.shares(variant, fields):
+            raise ValueError(
+                f"model.reuse={config.reuse!r}: attention {name!r} makes its heads its own way, which"
+                f" layers cannot share; set model.reuse to 'none'"
+            )
+        if kinds[source] != kinds[layer]:
+            raise ValueError(
+                f"model.reuse={config.reuse!r}: layer {layer} takes heads from layer {source}, which"
+                f" has another variant by the layout {kinds!r}; change model.reuse_from or"
+                f" model.reuse_every, or give both the same digit"
+            )
+
+
+def _check_mixer(config: Config, variant: ModuleType, fields: Any) -> None:
+    name = variant.__name__.rsplit(".", 1)[-1]
+    if config.causal:
+        attention.check(variant.__name__, variant.SUPPORTS, masks.causal())
+    if isinstance(fields, attention.Heads):
+        head_width = fields.width(config.width)
+        if config.positions == "rotary" and head_width % 2:
+            raise ValueError(f"rotary positions turn pairs: head width {head_width} is odd")
+    if config.positions not in BIASED:
+        return
+    if "bias" not in variant.SUPPORTS:
+        raise ValueError(
+            f"model.positions={config.positions!r} adds a bias to the scores, which attention"
+            f" {name!r} has not; choose one of"
+            f" {', '.join(p for p in POSITIONS if p not in BIASED)}"
+        )
+    N = attention.build(config.attention)[1].num_heads
+    if fields.num_heads != N:
+        raise ValueError(
+            f"model.positions={config.positions!r} adds one bias to the scores of all layers, but"
+            f" attention {name!r} has num_heads={fields.num_heads} and model.attention {N}"
+        )
 
 
 def length(config: Config, inputs: jax.Array) -> int:

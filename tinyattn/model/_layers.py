@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import affine, attention, initializers
+from tinyattn import affine, initializers
 from tinyattn.masks import Mask
-from tinyattn.model._config import Config, length
+from tinyattn.model._config import Config, length, mixers
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
@@ -117,14 +117,18 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer; returns its tokens, and its heads by name for layers that share them."""
+    """One pre-norm layer, of the variant that the config's layout gives to the layer of this number.
+
+    Returns its tokens, and all that its `attend` took by name, which layers to come may share.
+    """
 
     config: Config
+    layer: int = 0
 
     @nn.compact
     def __call__(self, x, mask: Mask, bias=None, rng=None, shared=None):
         config = self.config
-        variant, fields = attention.build(config.attention)
+        variant, fields = mixers(config)[self.layer]
         rngs = (None, None) if rng is None else jax.random.split(rng)
         mix = variant.Attention(
             fields,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyattn import attention, config, cost, records, train
+from tinyattn import config, cost, model, records, train
 from tinyattn.sweep._rows import Row, Run, checkpoints
 
 
@@ -116,7 +116,6 @@ def _folder(workdir: Path, group: Sequence[Run]) -> Path:
 
 
 def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds: float):
-    variant = attention.load(run.config["model"]["attention"]["name"])
     record = {
         "row": run.row,
         "seed": run.seed,
@@ -124,7 +123,7 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
         "digest": run.digest,
         "metrics": {},
         "costs": row_costs,
-        "simulated": variant.SIMULATED,
+        "simulated": model.simulated(row.program.model.config),
         "history": outcome.history,
         "config": run.config,
         "seconds": seconds,

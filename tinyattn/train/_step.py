@@ -108,8 +108,8 @@ def make(config: Mapping[str, Any]) -> Program:
 
     def loss(trainable, rest, batch: Split, rng):
         theta = weights.combine(trainable, rest)
-        params = weights.layers(theta, takes)
-        logits = affine.apply(encoder, params, batch.inputs, batch.key_valid, rng=rng)
+        params, inputs = weights.layers(theta, takes), (batch.inputs, batch.key_valid)
+        logits, own = affine.apply(encoder, params, *inputs, rng=rng, auxiliary=True)
         targets = jax.nn.one_hot(batch.labels, task.num_classes)
         targets = optax.smooth_labels(targets, settings.label_smoothing)
         labelled = batch.labels >= 0
@@ -118,6 +118,9 @@ def make(config: Mapping[str, Any]) -> Program:
         correct = logits.argmax(-1) == batch.labels
         # Everything else is a sum over labels, to be divided by their number.
         total = losses.sum() + labelled.sum() * weights.penalty(theta)
+        if own is not None:
+            # An example's own loss counts once for each of its labels.
+            total += (own * labelled.reshape(len(own), -1).sum(1)).sum()
         return total, Sums(losses.sum(), correct.sum(), labelled.sum())
 
     def gradients(state: State, batch: Split, rng):

@@ -150,6 +150,19 @@ def _powers(block: Block, s, shift):
     return p if block.allowed is None else jnp.where(block.allowed, p, 0.0)
 
 
+def _value_product(static, formula: str, x, y, axis: int = 1):
+    """The einsum; if a key has several values, for each of them: x along axis 1, y along the axis given."""
+    if static.values == 1:
+        return jnp.einsum(formula, x, y)
+
+    def apart(x, axis):
+        return x.reshape(*x.shape[:axis], static.values, -1, *x.shape[axis + 1 :])
+
+    each = jax.vmap(functools.partial(jnp.einsum, formula), (1, axis), 1)
+    found = each(apart(x, 1), apart(y, axis))
+    return found.reshape(found.shape[0], -1)
+
+
 def _kept(static, block: Block, p):
     return p if block.keep is None else jnp.where(block.keep, p / (1 - static.dropout), 0.0)
 
@@ -168,7 +181,7 @@ def forward(static, block: Block, query, bias, sink):
     if sink is not None:
         total += exp2(sink - top)
     total = jnp.where(total == 0, 1.0, total)
-    out = jnp.einsum("st,hs->ht", _kept(static, block, p), turned)
+    out = _value_product(static, "st,hs->ht", _kept(static, block, p), turned, 0)
     return (out / total).astype(query.dtype), top + jnp.log2(total)
 
 
@@ -178,8 +191,8 @@ def backward(static, block: Block, query, bias, lse, delta, dout):
     key, turned, value, query, dout = (x.astype(dtype) for x in (*block.arrays, query, dout))
     s, pull = jax.vjp(lambda *x: _scores(static, block, x[0], turned, *x[1:]), key, query, bias)
     p = _powers(block, _shown(block, s), lse)
-    dvalue = jnp.einsum("st,ht->sh", _kept(static, block, p), dout)
-    dp = _kept(static, block, jnp.einsum("sh,ht->st", value, dout))
+    dvalue = _value_product(static, "st,ht->sh", _kept(static, block, p), dout)
+    dp = _kept(static, block, _value_product(static, "sh,ht->st", value, dout))
     # Scores are in units of log 2: the derivative of 2^s is p ln 2.
     dkey, dquery, dbias = pull(p * (dp - delta) * math.log(2))
     return dquery, dbias, dkey, dvalue

@@ -35,26 +35,25 @@ def empty(B: int, capacity: int, K: int, H: int, dtype=jnp.float32, *, decays: i
     return cache._replace(log_decay=jnp.zeros((B, capacity, decays), wide))
 
 
-def write(cache: Cache, key, value, active, log_decay=None, *, ring: bool = False) -> Cache:
+def write(cache: Cache, key, value, active, log_decay=None, *, slot=None) -> Cache:
     """The cache with one more token, [B, 1, ...], for each example that is `active`, bool [B].
 
-    A ring overwrites its oldest token; otherwise what is beyond the capacity is not kept, see `full`.
+    It goes to its `slot`, int [B], such as that of a ring's oldest token. None is after the last one;
+    what is beyond the capacity is not kept, see `full`.
     """
-    B, capacity = cache.key.shape[:2]
-    slot = cache.length % capacity if ring else cache.length
-    # An index past the end writes nothing.
-    slot = jnp.where(active, slot, capacity)
-    rows = jnp.arange(B)
-
-    def put(held, new):
-        return held.at[rows, slot].set(new[:, 0].astype(held.dtype), mode="drop")
-
+    slot = jnp.where(active, cache.length if slot is None else slot, cache.key.shape[1])
     return Cache(
-        put(cache.key, key),
-        put(cache.value, value),
+        put(cache.key, key, slot),
+        put(cache.value, value, slot),
         cache.length + active,
-        None if cache.log_decay is None else put(cache.log_decay, log_decay),
+        None if cache.log_decay is None else put(cache.log_decay, log_decay, slot),
     )
+
+
+def put(held: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+    """[B, slots, ...] with [B, 1, ...] at a slot of each example, int [B]; past the last it is dropped."""
+    new = new[:, 0].astype(held.dtype)
+    return held.at[jnp.arange(len(held)), slot].set(new, mode="drop")
 
 
 def valid(cache: Cache) -> jax.Array:
@@ -62,7 +61,10 @@ def valid(cache: Cache) -> jax.Array:
     return jnp.arange(cache.key.shape[1])[None] < cache.length[:, None]
 
 
-def full(cache: Cache, out: jax.Array) -> jax.Array:
-    """NaN for examples that outgrew their capacity, for a compiled step cannot raise: out [B, 1, N, H]."""
-    over = cache.length > cache.key.shape[1]
+def full(cache: Cache, out: jax.Array, capacity: int | None = None) -> jax.Array:
+    """NaN for examples that outgrew their capacity, for a compiled step cannot raise: out [B, 1, N, H].
+
+    The capacity is as many tokens as there are slots, if it is None.
+    """
+    over = cache.length > (cache.key.shape[1] if capacity is None else capacity)
     return jnp.where(over[:, None, None, None], jnp.nan, out)

@@ -8,13 +8,17 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Static:
-    """What decides the program: T queries in blocks of C, S keys, K key/value heads, M queries each."""
+    """What decides the program: T queries in blocks of C, S keys, K heads of keys, each with M of queries.
+
+    `values` is how many heads of values a head of keys has, which lie side by side along its width.
+    """
 
     T: int
     S: int
     C: int
     K: int
     M: int
+    values: int
     scale: float
     cap: float
     dropout: float

@@ -67,7 +67,7 @@ def attend(
     Args:
       query: [B, T, N, H].
       key: [B, S, K, H] where K divides N.
-      value: [B, S, K, I].
+      value: [B, S, K, I]; or a multiple of K heads that divides N, so that some have a key in common.
       mask: A query that may see no key gives zeros.
       scale: None is 1 / sqrt(H).
       cap: Bound of the scores; 0 is none.
@@ -88,12 +88,14 @@ def attend(
         C=C,
         K=K,
         M=M,
+        values=value.shape[2] // K,
         scale=1 / math.sqrt(H) if scale is None else scale,
         cap=cap,
         dropout=0.0 if rng is None else dropout,
         lengths=tuple(span.length for span in spans),
         allowed=tuple(span.allowed for span in spans),
     )
+    value = value.reshape(B, S, K, -1)
     poison = None
     if mask.kinds or spans:
         key, value, poison = contain(key, value)

@@ -7,15 +7,17 @@ Source: Zaheer et al. 2020, "Big Bird", https://arxiv.org/abs/2007.14062, sectio
 Differs: the internal construction with the first blocks alone as global ones, where the authors' code
   takes the first and the last. Random blocks depend on the seed and the length and on nothing else: all
   heads, calls and layers of one config share them. They are drawn without regard to the mask, so a
-  causal row sees those of them that lie behind it. Short sequences are not switched to dense attention.
+  causal row sees those of them that lie behind it; decoding sees those of a sequence as long as the
+  capacity. Short sequences are not switched to dense attention.
 """
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from tinyattn import attention
-from tinyattn.attention.sparse import _pattern, blocks
+from tinyattn.attention.sparse import _decode, _pattern, blocks
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
@@ -87,7 +89,13 @@ def pattern(config: Config, T: int) -> np.ndarray:
     return blocks.spread(*grid(config, T), T)
 
 
+def places(config: Config, capacity: int, t: jax.Array) -> jax.Array:
+    """The keys of the set blocks that queries at t, int [B], look back to, int [B, n]."""
+    return blocks.behind(*grid(config, capacity), t)
+
+
 attend, reference, effective, flops = _pattern.functions(__name__, parts, pattern)
+init_state, step, state_bytes = _decode.functions(places)
 
 
 class Attention(attention.Shell):

@@ -13,11 +13,12 @@ Differs: one layout serves all heads, and it repeats in both directions where it
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tinyattn import attention
-from tinyattn.attention.sparse import _pattern
+from tinyattn.attention.sparse import _decode, _pattern
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
@@ -146,7 +147,23 @@ def pattern(config: Config, T: int) -> np.ndarray:
     return spread(*grid(config, T), T)
 
 
+def places(config: Config, capacity: int, t: jax.Array) -> jax.Array:
+    """The keys of the set blocks that queries at t, int [B], look back to, int [B, n]."""
+    return behind(*grid(config, capacity), t)
+
+
+def behind(layout: np.ndarray, C: int, t: jax.Array) -> jax.Array:
+    """The keys of a grid's set cells up to the own one, for queries at t, int [B]: int [B, n]."""
+    blocks, live = len(layout), np.tril(layout)
+    most = max(1, live.sum(1).max())
+    # Rows with fewer cells read past the last key, where all is masked.
+    cells = np.sort(np.where(live, np.arange(blocks), blocks), axis=1)[:, :most]
+    own = jnp.asarray(cells)[jnp.minimum(t // C, blocks - 1)]
+    return (own[..., None] * C + jnp.arange(C)).reshape(len(t), -1)
+
+
 attend, reference, effective, flops = _pattern.functions(__name__, parts, pattern)
+init_state, step, state_bytes = _decode.functions(places)
 
 
 class Attention(attention.Shell):

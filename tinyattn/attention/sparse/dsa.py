@@ -5,8 +5,8 @@ I_ts = Σ_j w_tj ReLU(q_tj·k_s) / sqrt(heads * width), and each query keeps the
 products of attention are sparse; the index is still quadratic, with a small factor. Queries go in pieces,
 so that memory stays linear in the length.
 
-The choice has no gradient, so the task does not train the indexer: `index_loss` does, by the divergence
-of its softmax from what the heads attend to, and it moves nothing else.
+The choice has no gradient, so the task does not train the indexer: `auxiliary`, a loss that a model in
+training adds, does, by the divergence of its softmax from what the heads attend to. It moves nothing else.
 
 Source: DeepSeek-AI 2025, "DeepSeek-V3.2", https://arxiv.org/abs/2512.02556, section 2.1, and the authors'
   code for the scale of the index.
@@ -139,8 +139,8 @@ def _weights(query, key, poison, best, kept):
     return pieces.softmax(scores, (best != -jnp.inf)[:, None, None])
 
 
-def index_loss(
-    config: Config, query, key, mask: Mask, index_query, index_key, index_weight
+def auxiliary(
+    config: Config, query, key, value, mask: Mask, index_query, index_key, index_weight
 ) -> jax.Array:
     """KL(p_t || softmax I_t) over the keys that query t keeps, float32 [B, T]: what trains the indexer.
 
@@ -148,7 +148,7 @@ def index_loss(
     loss over all keys by which the paper warms the indexer up. 0 where a query may see no key.
     """
     attention.check(__name__, SUPPORTS, mask)
-    size = attention.check_shapes(query, key, key)
+    size = attention.check_shapes(query, key, value)
     B, T, N, S, K, H = (size[axis] for axis in "BTNSKH")
     count, t = plan(config, T, S, H)
     query, key = jax.lax.stop_gradient((query.astype(jnp.float32), key))
@@ -186,11 +186,9 @@ def step(
     config, state: State, query, key, value, index_query, index_key, index_weight, active=None
 ):
     """One token more, as `dense.step`: it attends to the k best of all so far."""
-    B, capacity = state.index.shape[:2]
-    active = jnp.ones(B, bool) if active is None else active
-    slot = jnp.where(active, state.tokens.length, capacity)
-    new = index_key[:, 0].astype(state.index.dtype)
-    index = state.index.at[jnp.arange(B), slot].set(new, mode="drop")
+    active = jnp.ones(query.shape[0], bool) if active is None else active
+    slot = jnp.where(active, state.tokens.length, state.index.shape[1])
+    index = cache.put(state.index, index_key, slot)
     tokens = cache.write(state.tokens, key, value, active)
     seen = masks.padding(cache.valid(tokens))
     out = attend(config, query, tokens.key, tokens.value, seen, index_query, index, index_weight)

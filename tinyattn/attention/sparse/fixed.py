@@ -11,9 +11,12 @@ Differs: without a causal mask, which the paper always has, summaries of later b
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
-from tinyattn import attention
+from tinyattn import attention, masks
+from tinyattn.attention._core import cache, softmax
+from tinyattn.attention.full import dense
 from tinyattn.attention.sparse import _pattern
 from tinyattn.masks import Mask
 
@@ -93,6 +96,41 @@ def pattern(config: Config, T: int) -> np.ndarray:
 
 
 attend, reference, effective, flops = _pattern.functions(__name__, parts, pattern)
+
+
+def _slots(config: Config, length: int) -> int:
+    """Tokens kept of so many: one block, and the summaries of those before the last."""
+    ended = (max(length, 1) - 1) // config.stride
+    return min(config.stride, length) + ended * config.summary
+
+
+def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32) -> cache.Cache:
+    """An empty block, and after it room for the summaries of all blocks of `capacity` tokens."""
+    return cache.empty(B, _slots(config, capacity), config.kv_heads, H, dtype)
+
+
+def step(config: Config, state: cache.Cache, query, key, value, active=None):
+    """One token more, as `dense.step`; of blocks that have ended only the summaries are kept."""
+    active = jnp.ones(query.shape[0], bool) if active is None else active
+    slots, stride, summary = state.key.shape[1], config.stride, config.summary
+    C, t = min(stride, slots), state.length
+    block, place = t // C, t % C
+    state = cache.write(state, key, value, active, slot=place)
+    # Held twice until the block has ended and the next one takes its slots.
+    copy = C + block * summary + place - (stride - summary)
+    copy = jnp.where(active & (place >= stride - summary), copy, slots)
+    state = state._replace(
+        key=cache.put(state.key, key, copy), value=cache.put(state.value, value, copy)
+    )
+    slot, (block, place) = jnp.arange(slots), (block[:, None], place[:, None])
+    seen = jnp.where(slot < C, slot <= place, slot < C + block * summary)
+    out = softmax.attend(query, state.key, state.value, masks.padding(seen))
+    return cache.full(state, out, C * (1 + (slots - C) // summary)), state
+
+
+def state_bytes(config: Config, *, D: int, length: int, itemsize: int = 4) -> int:
+    """Bytes of the state of one example after `length` tokens: a block, summaries and the length."""
+    return dense.state_bytes(config, D=D, length=_slots(config, length), itemsize=itemsize)
 
 
 class Attention(attention.Shell):

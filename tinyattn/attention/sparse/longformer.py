@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tinyattn import affine, attention, masks
-from tinyattn.attention.sparse import _parts, _pattern
+from tinyattn.attention.sparse import _longformer, _parts, _pattern
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
@@ -167,6 +167,9 @@ def attend(
     if not others:
         return out
     return jnp.concatenate([out, _parts.attend(tuple(others), query, key, value, mask)], axis=1)
+
+
+init_state, step, state_bytes = _longformer.init_state, _longformer.step, _longformer.state_bytes
 
 
 def reference(

@@ -13,13 +13,17 @@ Differs: queries and keys are not shared, so a query need not share a bucket wit
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tinyattn import attention
-from tinyattn.attention._core import pieces, softmax
+from tinyattn.attention._core import cache, pieces, softmax
+from tinyattn.attention._core.layout import contain
+from tinyattn.attention.full import dense
+from tinyattn.attention.sparse import _decode
 from tinyattn.masks import Mask
 
 SUPPORTS = frozenset({"causal", "padding"})
@@ -127,6 +131,49 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
         return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, pieces.gather(value, at))
 
     return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+
+
+class State(NamedTuple):
+    """Keys and values of all tokens so far, and the buckets of the keys, [B, capacity, K, rounds]."""
+
+    tokens: cache.Cache
+    buckets: jax.Array
+
+
+def _bucket_type(config: Config) -> np.dtype:
+    return np.min_scalar_type(config.buckets - 1)
+
+
+def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32) -> State:
+    """An empty cache with room for `capacity` tokens of B examples."""
+    tokens = cache.empty(B, capacity, config.kv_heads, H, dtype)
+    shape = (B, capacity, config.kv_heads, config.rounds)
+    return State(tokens, jnp.zeros(shape, _bucket_type(config)))
+
+
+def step(config: Config, state: State, query, key, value, active=None):
+    """One token more, as `dense.step`: of all keys so far it compares buckets, and gathers its spans."""
+    B, capacity, K, R = state.buckets.shape
+    active = jnp.ones(B, bool) if active is None else active
+    N, wide = query.shape[2], jnp.promote_types(query.dtype, jnp.float32)
+    # As in parallel, a key that is not finite is hashed as zeros.
+    theirs, mine = (hashes(config, x.astype(wide)) for x in (contain(key, value)[0], query))
+    slot = jnp.where(active, state.tokens.length, capacity)
+    buckets = cache.put(state.buckets, theirs.transpose(0, 3, 1, 2), slot)
+    tokens = cache.write(state.tokens, key, value, active)
+    mine = mine.reshape(B, K, N // K, R, 1).astype(buckets.dtype)
+    same = mine == buckets.transpose(0, 2, 3, 1)[:, :, None]  # [B, K, M, R, capacity]
+    same &= cache.valid(tokens)[:, None, None, None]
+    # The last ones of the bucket.
+    at, _ = jax.lax.top_k(jnp.where(same, jnp.arange(capacity), -1), min(config.span, capacity))
+    at = at.reshape(B, N, -1)
+    return cache.full(tokens, _decode.attend(query, tokens, at, at >= 0)), State(tokens, buckets)
+
+
+def state_bytes(config: Config, *, D: int, length: int, itemsize: int = 4) -> int:
+    """Bytes of the state of one example after `length` tokens: keys, values, buckets and the length."""
+    heads = dense.state_bytes(config, D=D, length=length, itemsize=itemsize)
+    return heads + length * config.kv_heads * config.rounds * _bucket_type(config).itemsize
 
 
 def reference(config: Config, query, key, value, mask: Mask) -> jax.Array:

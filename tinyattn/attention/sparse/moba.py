@@ -10,13 +10,17 @@ Differs: means are of valid keys only, and a block without any is not chosen. Al
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyattn import attention
-from tinyattn.attention._core import pieces, softmax
+from tinyattn import attention, masks
+from tinyattn.attention._core import cache, pieces, softmax
+from tinyattn.attention._core.layout import contain
+from tinyattn.attention.full import dense
+from tinyattn.attention.sparse import _decode
 from tinyattn.masks import Mask
 
 SUPPORTS = frozenset({"causal", "padding"})
@@ -110,6 +114,64 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
         return jnp.einsum("bkmtj,bkmtjh->btkmh", pieces.softmax(scores, flat(allowed)), values)
 
     return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+
+
+class State(NamedTuple):
+    """Keys and values of all tokens so far, and sums of the keys of blocks.
+
+    Attributes:
+      tokens: As of `dense`.
+      sums: [B, blocks, K, H], at least float32, of the blocks that a gate may rank.
+    """
+
+    tokens: cache.Cache
+    sums: jax.Array
+
+
+def _ranked(config: Config, length: int) -> int:
+    """Blocks of so many tokens that a gate may rank: all but the last, none where all are seen anyway."""
+    blocks = -(-length // config.block)
+    return 0 if config.top >= blocks else blocks - 1
+
+
+def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32) -> State:
+    """An empty cache with room for `capacity` tokens of B examples, and sums of nothing."""
+    tokens = cache.empty(B, capacity, config.kv_heads, H, dtype)
+    shape = (B, _ranked(config, capacity), config.kv_heads, H)
+    return State(tokens, jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)))
+
+
+def step(config: Config, state: State, query, key, value, active=None):
+    """One token more, as `dense.step`: only the chosen blocks are read, of the others their sums."""
+    B, ranked, K, H = state.sums.shape
+    active = jnp.ones(B, bool) if active is None else active
+    t, C, N = state.tokens.length, config.block, query.shape[2]
+    tokens = cache.write(state.tokens, key, value, active)
+    if not ranked:
+        out = softmax.attend(query, tokens.key, tokens.value, masks.padding(cache.valid(tokens)))
+        return cache.full(tokens, out), State(tokens, state.sums)
+    # The choice has no gradient.
+    asked, new = jax.lax.stop_gradient((query, contain(key, value)[0]))
+    own = t // C
+    rows = jnp.where(active, own, ranked)
+    sums = state.sums.at[jnp.arange(B), rows].add(new[:, 0].astype(state.sums.dtype), mode="drop")
+    asked = asked.astype(sums.dtype).reshape(B, K, N // K, H)
+    gate = jnp.einsum("bkmh,bckh->bkmc", asked, sums / C).reshape(B, N, ranked)
+    own = own[:, None, None]
+    gate = jnp.where(jnp.arange(ranked) < own, gate, -jnp.inf)
+    best, chosen = jax.lax.top_k(gate, config.top - 1)
+    chosen = jnp.concatenate([jnp.broadcast_to(own, (B, N, 1)), chosen], -1)
+    here = jnp.concatenate([jnp.ones((B, N, 1), bool), best > -jnp.inf], -1)
+    at = (chosen[..., None] * C + jnp.arange(C)).reshape(B, N, -1)
+    seen = jnp.repeat(here, C, axis=-1) & (at <= t[:, None, None])
+    return cache.full(tokens, _decode.attend(query, tokens, at, seen)), State(tokens, sums)
+
+
+def state_bytes(config: Config, *, D: int, length: int, itemsize: int = 4) -> int:
+    """Bytes of the state of one example after `length` tokens: keys, values, sums and the length."""
+    heads = dense.state_bytes(config, D=D, length=length, itemsize=itemsize)
+    sums = _ranked(config, length) * config.kv_heads * config.width(D)
+    return heads + sums * max(itemsize, 4)
 
 
 def reference(config: Config, query, key, value, mask: Mask) -> jax.Array:

@@ -24,7 +24,7 @@ import numpy as np
 
 from tinyattn import affine, attention
 from tinyattn.attention._core import pieces, softmax
-from tinyattn.attention.sparse import window
+from tinyattn.attention.sparse import _nsa, window
 from tinyattn.masks import Mask
 
 SUPPORTS = frozenset({"causal", "padding"})
@@ -167,6 +167,9 @@ def attend(
         return out + open_[..., 1:2] * mixed
 
     return (out + pieces.each(piece, query, K, count, t)).astype(kind)
+
+
+init_state, step, state_bytes = _nsa.init_state, _nsa.step, _nsa.state_bytes
 
 
 def reference(

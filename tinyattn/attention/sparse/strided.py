@@ -13,10 +13,11 @@ Differs: without a causal mask it looks both ways alike. Tiles share their keys,
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from tinyattn import attention
-from tinyattn.attention.sparse import _pattern
+from tinyattn.attention.sparse import _decode, _pattern
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
@@ -112,7 +113,15 @@ def pattern(config: Config, T: int) -> np.ndarray:
     return found
 
 
+def places(config: Config, capacity: int, t: jax.Array) -> jax.Array:
+    """The near keys and the far ones behind queries at t, int [B]: int [B, n]."""
+    near = np.arange(min(config.stride, capacity))
+    back = np.concatenate([near, np.arange(config.stride, capacity, config.stride)])
+    return t[:, None] - back
+
+
 attend, reference, effective, flops = _pattern.functions(__name__, parts, pattern)
+init_state, step, state_bytes = _decode.functions(places)
 
 
 class Attention(attention.Shell):

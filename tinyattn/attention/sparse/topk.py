@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyattn import attention
-from tinyattn.attention._core import pieces, softmax
+from tinyattn import attention, masks
+from tinyattn.attention._core import cache, pieces, softmax
+from tinyattn.attention.full import dense
 from tinyattn.masks import Mask
 
 SUPPORTS = frozenset({"causal", "window", "padding", "segments", "cross"})
@@ -67,6 +68,17 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
         return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, pieces.gather(value, kept))
 
     return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+
+
+init_state, state_bytes = dense.init_state, dense.state_bytes
+
+
+def step(config: Config, state: cache.Cache, query, key, value, active=None):
+    """One token more, as `dense.step`: it mixes the values of the k best of all keys so far."""
+    active = jnp.ones(query.shape[0], bool) if active is None else active
+    state = cache.write(state, key, value, active)
+    out = attend(config, query, state.key, state.value, masks.padding(cache.valid(state)))
+    return cache.full(state, out), state
 
 
 def reference(config: Config, query, key, value, mask: Mask) -> jax.Array:

@@ -142,11 +142,13 @@ def _reach(config: Config) -> int:
 def step(config: Config, state: cache.Cache, query, key, value, active=None):
     """One token more, as `dense.step`; the ring forgets what the window no longer shows."""
     active = jnp.ones(query.shape[0], bool) if active is None else active
-    state = cache.write(state, key, value, active, ring=True)
     slots = jnp.arange(state.key.shape[1])
+    state = cache.write(state, key, value, active, slot=state.length % slots.size)
     age = (state.length[:, None] - 1 - slots) % slots.size
     seen = masks.padding(cache.valid(state) & (age % config.dilation == 0))
-    return softmax.attend(query, state.key, state.value, seen), state
+    out = softmax.attend(query, state.key, state.value, seen)
+    # A ring that spans the window never fills up.
+    return (out if slots.size == _reach(config) else cache.full(state, out)), state
 
 
 def state_bytes(config: Config, *, D: int, length: int, itemsize: int = 4) -> int:
