@@ -35,6 +35,7 @@ from tinyattn.model._config import (
     length,
     maker,
     mixers,
+    shrink,
 )
 from tinyattn.model._layers import Block, Embedding, cut, dense, dropout, pool, rotate, sinusoids
 
@@ -54,6 +55,7 @@ __all__ = [
     "mask",
     "pool",
     "rotate",
+    "shrink",
     "simulated",
     "sinusoids",
     "spec",

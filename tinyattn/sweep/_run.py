@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyattn import config, cost, model, records, train
+from tinyattn import config, cost, model, records, train, weights
 from tinyattn.sweep._rows import Row, Run, checkpoints
 
 
@@ -140,4 +140,6 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
         if name == "test":
             arrays = {"correct": correct, "loss": losses, "label": split.labels[split.labels >= 0]}
     record["metrics"]["step"] = outcome.step
+    # How much is zero may depend on what was learned, and on when a run stopped.
+    record["costs"] = row_costs | {"stored_bytes": weights.sizes(outcome.theta).bytes}
     return record, arrays

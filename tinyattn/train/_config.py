@@ -1,12 +1,13 @@
 """The settings of a run, and what is refused before anything is compiled."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from tinyattn import model, weights
-from tinyattn.tasks import Task
+from tinyattn.tasks import Split, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def check(encoder: model.Encoder, scheme: weights.Scheme, task: Task, settings: 
       ValueError: They do not; the message has names, values and the remedy.
     """
     _check_task(encoder.config, task, settings)
-    _check_weights(encoder, scheme, task)
+    _check_weights(encoder, scheme, task, settings)
 
 
 def _check_task(encoder: model.Config, task: Task, settings: Config) -> None:
@@ -110,13 +111,47 @@ def _check_labels(encoder: model.Config, split: str, labels: np.ndarray, T: int)
         raise ValueError(f"the task's {split} split has an example without a label")
 
 
-def _check_weights(encoder: model.Encoder, scheme: weights.Scheme, task: Task) -> None:
+def _check_weights(
+    encoder: model.Encoder, scheme: weights.Scheme, task: Task, settings: Config
+) -> None:
     """Traces the model and lets the scheme have a tree of ones: either may refuse the other."""
-
-    def shapes(rng):
-        few = jax.tree.map(lambda x: x[:1], task.train)
-        return encoder.init(rng, few.inputs, few.key_valid)["params"]
-
+    few = jax.tree.map(lambda x: x[:1], task.train)
     rng = jax.random.PRNGKey(0)
-    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), jax.eval_shape(shapes, rng))
-    scheme.init(rng, ones)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), _shapes(encoder, few))
+    theta = scheme.init(rng, ones)
+    removed(encoder, scheme.update(theta, settings.steps - 1), few)
+
+
+def _shapes(encoder: model.Encoder, few: Split):
+    """Of the params."""
+    init = encoder.init
+    return jax.eval_shape(lambda rng: init(rng, few.inputs, few.key_valid), jax.random.PRNGKey(0))[
+        "params"
+    ]
+
+
+def removed(encoder: model.Encoder, theta: Any, few: Split) -> tuple[model.Encoder, Any]:
+    """The model without the heads and columns that theta prunes whole, and its theta.
+
+    Args:
+      encoder: The model as it is trained.
+      theta: Of it.
+      few: Examples, of which only shapes matter.
+
+    Raises:
+      ValueError: What is left is no model of the same kind.
+    """
+    small = weights.removed(theta)
+    before, after = (jax.eval_shape(weights.fold, tree) for tree in (theta, small))
+    if [x.shape for x in jax.tree.leaves(before)] == [x.shape for x in jax.tree.leaves(after)]:
+        return encoder, theta
+    smaller = model.Encoder(model.shrink(encoder.config, before, after))
+    found, expected = weights.leaves(after), weights.leaves(_shapes(smaller, few))
+    for path, wanted in expected.items():
+        if found[path].shape != wanted.shape:
+            raise ValueError(
+                f"prune leaves {found[path].shape} of {path}, where a model of what is left has"
+                f" {wanted.shape}: let 'outputs' and 'inputs' pick all leaves of heads or columns, and"
+                f" no others"
+            )
+    return smaller, small

@@ -7,28 +7,64 @@ import jax
 import numpy as np
 
 from tinyattn import cost, model, weights
+from tinyattn.train._config import removed
 from tinyattn.train._step import Program, State
 
 
 class Forward(NamedTuple):
-    """The folded model on one example: its jaxpr's counts, its executable, and a call to time."""
+    """The folded model on one example.
 
+    Attributes:
+      model: It, without the heads and columns that are pruned.
+      theta: Of the model before, as it is at the end of training but for what is learned.
+      flops: Its jaxpr's counts.
+      compiled: Its executable.
+      call: To time.
+    """
+
+    model: model.Encoder
+    theta: Any
     flops: cost.Flops
     compiled: Any
     call: Callable[[], jax.Array]
 
 
 def forward(program: Program, state: State) -> Forward:
-    """Folds theta once and compiles the model's forward pass of one example."""
-    params = jax.jit(program.scheme.build)(state.theta)
+    """Folds theta once and compiles the model's forward pass of one example.
+
+    Raises:
+      ValueError: Heads or columns are pruned, and the model without them gives other outputs.
+    """
+    # What a scheme does between steps is done to the end, as gradual pruning.
+    theta = weights.combine(state.trainable, state.rest)
+    theta = weights.settle(program.scheme.update(theta, program.config.steps - 1))
     example = jax.tree.map(lambda x: x[:1], program.task.test)
+    encoder, small = removed(program.model, theta, example)
+    params = jax.jit(weights.fold)(small)
 
     def apply(params, inputs, key_valid):
-        return program.model.apply({"params": params}, inputs, key_valid)
+        return encoder.apply({"params": params}, inputs, key_valid)
 
     arguments = jax.tree.map(jax.numpy.asarray, (params, example.inputs, example.key_valid))
     compiled = jax.jit(apply).lower(*arguments).compile()
-    return Forward(cost.count(apply, *arguments), compiled, lambda: compiled(*arguments))
+    if encoder is not program.model:
+        masked = program.predict(theta, example.inputs, example.key_valid)
+        _check_same(program, masked, compiled(*arguments))
+    flops = cost.count(apply, *arguments)
+    return Forward(encoder, theta, flops, compiled, lambda: compiled(*arguments))
+
+
+def _check_same(program: Program, masked, removed) -> None:
+    """Refuses heads that are more than their weights, such as those whose bias goes by their number."""
+    small = float(jax.numpy.finfo(program.model.config.dtype).eps) ** 0.5
+    apart = float(abs(masked - removed).max())
+    if apart > small * (1 + float(abs(masked).max())):
+        raise ValueError(
+            f"without what is pruned the model's outputs are {apart:.2g} off: heads of attention"
+            f" {program.model.config.attention['name']!r} with positions ="
+            f" {program.model.config.positions!r} and reuse = {program.model.config.reuse!r} are not"
+            f" alike but for their weights, so prune no heads there"
+        )
 
 
 def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | int | None]:
@@ -42,11 +78,12 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
     B = program.config.batch_size
     batch = jax.tree.map(lambda x: x[:B], program.task.train)
     training = cost.count(program.step, state, batch).products
-    T = model.length(program.model.config, batch.inputs)
+    config = ahead.model.config
+    T = model.length(config, batch.inputs)
     # With padding, allowed pairs differ between examples: the mean over the test split.
-    mask = model.mask(program.model.config, program.task.test.key_valid)
-    unneeded = model.unneeded_flops(program.model.config, T, mask)
-    sizes = weights.sizes(state.theta)
+    mask = model.mask(config, program.task.test.key_valid)
+    unneeded = model.unneeded_flops(config, T, mask)
+    sizes = weights.sizes(ahead.theta)
     return {
         "useful_flops": _whole(ahead.flops.products - unneeded),
         "executed_flops": ahead.flops.products,
@@ -56,7 +93,7 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
         "params": sizes.params,
         "trainable_params": sizes.trainable,
         "stored_bytes": sizes.bytes,
-        "decode_state_bytes": model.state_bytes(program.model.config, T),
+        "decode_state_bytes": model.state_bytes(config, T),
         "peak_activation_bytes": cost.peak_bytes(ahead.compiled),
     }
 

@@ -10,12 +10,18 @@ PATTERN = r"block_(\d+)/"
 
 def check(name: str, pattern: str) -> None:
     """Refuses what is no regular expression with one group, on behalf of the scheme called `name`."""
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"{name}: layers={pattern!r} is no regular expression: {error}") from error
-    if groups != 1:
+    if regular(name, "layers", pattern).groups != 1:
         raise ValueError(f"{name}: layers={pattern!r} needs one (group), the layer's number")
+
+
+def regular(name: str, field: str, pattern: str) -> re.Pattern:
+    """The regular expression in a field of the scheme called `name`; refused if it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{name}: {field}={pattern!r} is no regular expression: {error}"
+        ) from error
 
 
 class Layers:

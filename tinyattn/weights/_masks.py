@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyattn.weights._theta import Fixed, Node, Scratch, static, value
+from tinyattn.weights._theta import Fixed, Node, Scratch, static
 
 ESTIMATORS = ("straight_through", "hard_concrete")
 # Temperature and stretch of the hard-concrete distribution: Louizos et al. 2018, section 4.
@@ -57,8 +57,8 @@ class Straight(Node):
         ahead = np.argsort(-scores.ravel(), kind="stable")[: self.count]
         return np.isin(np.arange(scores.size), ahead).reshape(scores.shape).astype(scores.dtype)
 
-    def compact(self):
-        return Fixed(self.reference(value).astype(bool))
+    def compact(self, fold):
+        return Fixed(self.reference(fold).astype(bool))
 
 
 @jax.tree_util.register_dataclass
@@ -87,8 +87,8 @@ class HardConcrete(Node):
         s = 1 / (1 + np.exp(-(fold(self.scores) + fold(self.noise)) / BETA))
         return np.minimum(1, np.maximum(0, s * (ZETA - GAMMA) + GAMMA))
 
-    def compact(self):
-        return Fixed(np.asarray(self.build(value)))
+    def compact(self, fold):
+        return Fixed(np.asarray(self.build(fold)))
 
     def penalty(self):
         shift = BETA * math.log(-GAMMA / ZETA)

@@ -46,9 +46,13 @@ class Node:
         """
         return None
 
-    def compact(self) -> Any:
+    def compact(self, fold: Callable[[Any], np.ndarray]) -> Any:
         """What a file keeps of it, an array or node that builds the same; fields are compact already."""
         return self
+
+    def removed(self, fold: Callable[[Any], np.ndarray]) -> np.ndarray | None:
+        """Its array without the rows or columns that it prunes whole; None if it prunes none so."""
+        return None
 
     def penalty(self):
         """What it adds to the loss in training."""

@@ -219,7 +219,7 @@ class Delta(_theta.Node):
         array = fold(self.w0)
         return Factored(array, gain if column else None, None if column else gain, tuple(pairs))
 
-    def compact(self):
+    def compact(self, fold):
         return dataclasses.replace(self, terms=tuple(map(_compact, self.terms)))
 
 
