@@ -35,9 +35,9 @@ from tinyattn.model._config import (
     length,
     maker,
     mixers,
-    shrink,
 )
 from tinyattn.model._layers import Block, Embedding, cut, dense, dropout, pool, rotate, sinusoids
+from tinyattn.model._shrink import shrink
 
 __all__ = [
     "INPUTS",

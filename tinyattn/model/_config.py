@@ -235,35 +235,3 @@ def length(config: Config, inputs: jax.Array) -> int:
     if config.positions == "learned" and T > config.max_length:
         raise ValueError(f"{T} tokens; raise model.max_length={config.max_length}")
     return T
-
-
-def shrink(config: Config, params: Any, small: Any) -> Config:
-    """The config of a model without some of the heads and FFN columns of this one.
-
-    Args:
-      config: Of the model as it is.
-      params: Its params, or their shapes.
-      small: The same without some heads or columns, equally many in each layer.
-
-    Raises:
-      ValueError: What is left are no whole groups of a key/value head and its queries.
-    """
-    first, left = params["block_0"], small["block_0"]
-    changes: dict[str, Any] = {}
-    columns = left["ffn"]["up"]["kernel"].shape[1]
-    if columns != config.ffn_width:
-        changes["ffn_width"] = columns
-    before, after = (tree["attention"].get("out", {}).get("kernel") for tree in (first, left))
-    if before is not None and before.shape != after.shape:
-        _, fields = attention.build(config.attention)
-        rows, of = after.shape[0], before.shape[0]
-        if fields.kv_heads * rows % of:
-            raise ValueError(
-                f"{rows} of {of} inputs of block_0/attention/out are no whole number of key/value heads,"
-                f" each with its queries: prune in units={fields.kv_heads}"
-            )
-        heads = {"num_heads": fields.num_heads * rows // of, "head_dim": fields.width(config.width)}
-        if fields.num_kv_heads:
-            heads["num_kv_heads"] = fields.kv_heads * rows // of
-        changes["attention"] = {**config.attention, **heads}
-    return dataclasses.replace(config, **changes) if changes else config

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tinyattn import config as configs
-from tinyattn import cost, model, registry, tasks, weights
+from tinyattn import cost, model, registry, tasks, train, weights
 
 COSTS = ("executed_flops", "params", "trainable_params", "stored_bytes", "decode_state_bytes")
 
@@ -154,20 +154,22 @@ def price(config: Any, key: str) -> float:
       ValueError: The parts do not fit, or the cost has no meaning for them.
     """
     encoder, scheme = model.build(config["model"]), weights.build(config["weights"])
-    inputs = tasks.load(config["task"]).train.inputs[:1]
-    T = model.length(encoder.config, inputs)
+    few = jax.tree.map(lambda x: x[:1], tasks.load(config["task"]).train)
+    rng = jax.random.PRNGKey(0)
+    shapes = jax.eval_shape(lambda rng: encoder.init(rng, few.inputs)["params"], rng)
+    theta = scheme.init(rng, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes))
+    theta = scheme.update(theta, np.int32(config["train"]["steps"]))
+    encoder, small = train.removed(encoder, theta, few)
     if key == "decode_state_bytes":
-        found = model.state_bytes(encoder.config, T)
+        found = model.state_bytes(encoder.config, model.length(encoder.config, few.inputs))
         if found is None:
             raise ValueError(
                 f"budget.cost={key!r}: this model does not decode; choose another cost"
             )
         return found
-    rng = jax.random.PRNGKey(0)
-    shapes = jax.eval_shape(lambda rng: encoder.init(rng, inputs)["params"], rng)
     if key == "executed_flops":
-        return cost.count(lambda params: encoder.apply({"params": params}, inputs), shapes).products
-    theta = scheme.init(rng, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes))
-    sizes = weights.sizes(scheme.update(theta, np.int32(config["train"]["steps"])))
+        params = jax.eval_shape(weights.fold, small)
+        return cost.count(lambda x: encoder.apply({"params": x}, few.inputs), params).products
+    sizes = weights.sizes(theta)
     named = {"params": "params", "trainable_params": "trainable", "stored_bytes": "bytes"}
     return getattr(sizes, named[key])

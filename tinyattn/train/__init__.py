@@ -1,5 +1,6 @@
 """Training: a pure step, compiled once a config, and a loop that can be killed at any moment."""
 
+from tinyattn.train._config import removed
 from tinyattn.train._costs import Forward, costs, forward
 from tinyattn.train._loop import Outcome, Progress, discard, fit
 from tinyattn.train._step import Config, Program, State, Sums, batches, evaluate, make
@@ -19,4 +20,5 @@ __all__ = [
     "fit",
     "forward",
     "make",
+    "removed",
 ]
