@@ -27,7 +27,13 @@ class Node:
 
     Its fields are arrays (trained), other nodes, None, tuples of those, or `static`. A scheme's nodes are
     made by its `init`, and know what they stand for.
+
+    Attributes:
+      estimated: Whether the gradient of what is in it follows a rule that the node's docstring states, and
+        is not the derivative of what it builds.
     """
+
+    estimated = False
 
     def build(self, fold: Callable[[Any], jax.Array]) -> jax.Array:
         """The array of params; `fold` gives the array of a field. Differentiable and jittable."""
@@ -237,6 +243,20 @@ def owned(name: str, pattern: str, theta: Any) -> dict[str, Any]:
         raise ValueError(
             f"{name}: all that {pattern!r} picks are aliases of shared leaves: pick owners"
         )
+    return found
+
+
+def trained(name: str, pattern: str, theta: Any) -> dict[str, Any]:
+    """The same, of which all must be trained.
+
+    Raises:
+      ValueError: One is not, or there are none.
+    """
+    found = owned(name, pattern, theta)
+    for path, leaf in found.items():
+        if is_kind(leaf):
+            kind = type(leaf).__name__.lower()
+            raise ValueError(f"{name}: {path} is {kind}, not trained: exclude it")
     return found
 
 

@@ -277,7 +277,7 @@ def make(config: Config) -> Scheme:
             theta,
             {
                 path: _split(config, rng, _factors.Leaf(path, leaf, layers), owners)
-                for path, leaf in _theta.owned("delta", config.leaves, theta).items()
+                for path, leaf in _theta.trained("delta", config.leaves, theta).items()
             },
         )
 
@@ -292,10 +292,6 @@ def make(config: Config) -> Scheme:
 
 def _split(config: Config, rng, leaf: _factors.Leaf, owners) -> Delta:
     path, array = leaf.path, leaf.array
-    if _theta.is_kind(array):
-        raise ValueError(
-            f"delta: {path} is {type(array).__name__.lower()}, not trained: exclude it"
-        )
     rng = _factors.rng_of(rng, path)
     rms = float(np.sqrt(np.mean(np.square(np.asarray(array, np.float64)))))
     terms = []
