@@ -269,7 +269,8 @@ def make(factor: Factor, leaf: Leaf, name: str, unit: float, rng, owners: dict[t
 def _low_rank(factor: Factor, leaf: Leaf, value, std, array, common) -> Node:
     shape, R = leaf.array.shape, 1 if factor.kind == "rank1" else factor.rank
     d_in, d_out = shape[0], math.prod(shape[1:])
-    if R > min(d_in, d_out):
+    # With a middle, more are more numbers to train.
+    if R > min(d_in, d_out) and not factor.middle:
         raise ValueError(
             f"delta: rank={R} of {leaf.path}, {d_in} by {d_out}, can be at most {min(d_in, d_out)}"
         )

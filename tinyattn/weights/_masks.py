@@ -42,6 +42,7 @@ class Straight(Node):
       https://arxiv.org/abs/1911.13299, section 3 (the best).
     """
 
+    estimated = True
     scores: Any
     count: int = static()
 

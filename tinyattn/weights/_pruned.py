@@ -27,6 +27,7 @@ class Mask(Node):
       config: Of the scheme that made it.
     """
 
+    estimated = True
     kept: Any
     scores: Any
     key: Scratch | None
