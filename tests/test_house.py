@@ -38,7 +38,6 @@ LONGEST = 250
 LONGER = {
     "tests/test_attention.py": "the conformance suite, one place for all that a variant promises",
     "tests/test_model.py": "one case for each option of the model, and an oracle in NumPy",
-    "tests/test_weights.py": "one case for each setting, law of composition and refusal of a scheme",
     "tests/test_cost.py": "one case for each primitive and construct that the counter must know",
 }
 
