@@ -1,6 +1,6 @@
 """Parameters and FLOPs of published models, from our own configs, against their papers' figures.
 
-Nothing is allocated: parameters are shapes, and FLOPs are counted from the program as traced.
+Nothing is allocated: parameters are one zero each, repeated, and FLOPs are counted as traced.
 """
 
 import functools
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import published
@@ -63,15 +64,16 @@ def config(name):
 
 
 @functools.cache
-def shapes(name):
-    """The params of a model as shapes."""
+def zeros(name):
+    """The params of a model, each a zero that is repeated in no memory."""
     encoder = model.build(published.models()[name])
-    return jax.eval_shape(encoder.init, RNG, IDS)["params"]
+    params = jax.eval_shape(encoder.init, RNG, IDS)["params"]
+    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), params)
 
 
 def stored(name, mode):
     scheme = weights.build(published.sharing()[mode])
-    return scheme, scheme.init(RNG, shapes(name))
+    return scheme, scheme.init(RNG, zeros(name))
 
 
 @functools.cache
@@ -118,7 +120,6 @@ def printed(number, like):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.mode}")
 def test_parameters(row):
     theta = stored(row.name, row.mode)[1]
-    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(theta))
     found = weights.sizes(theta)
     assert found.trainable == found.params and found.bytes == 4 * found.params
     assert printed(found.params / 1e6, row.exact) == row.exact

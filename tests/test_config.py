@@ -28,9 +28,9 @@ def base():
 def test_leaves_are_the_keys_of_the_command_line():
     found = config.leaves(base())
     assert found["model.ffn_width"] == 96
-    assert found["weights[1].d"] == "row"
+    assert found["weights[1].products[0].d.kind"] == "row"
     assert found["seeds"] == (0, 1)
-    assert not {"model", "weights", "weights[0]"} & set(found)
+    assert not {"model", "weights", "weights[0]", "weights[1].products"} & set(found)
     for key, value in found.items():
         assert config.check_key(base(), key) == value
 
@@ -41,9 +41,10 @@ def test_leaves_are_the_keys_of_the_command_line():
         ("modle.width", "model.width"),
         ("model.widht", "model.width"),
         ("model.attention.num_haeds", "model.attention.num_heads"),
-        ("weights[1].dd", "weights[1].d"),
-        ("weights[2].d", "weights[1].d"),
-        ("weights.d", "weights[1].d"),
+        ("weights[1].w", "weights[1].w0"),
+        ("weights[2].w0", "weights[1].w0"),
+        ("weights.w0", "weights[1].w0"),
+        ("weights[1].products[1].d.kind", "weights[1].products[0].d.kind"),
         ("seed", "seeds"),
         ("model.width.x", "model.width"),
     ],
@@ -75,15 +76,15 @@ def test_a_value_of_another_kind_is_refused(changes, message):
 
 
 def test_leaves_are_replaced_one_by_one():
-    changes = {"rate": 3, "note": "any", "seeds": [5], "weights[1].d": "col", "model.width": 8}
+    changes = {"rate": 3, "note": "any", "seeds": [5], "weights[1].w0": "seed", "model.width": 8}
     made = config.override(base(), changes)
     assert type(made.rate) is float and made.rate == 3.0
     assert made.note == "any"
     assert made.seeds == (5,)
-    assert made.weights[1]["d"] == "col" and made.weights[0] == dict(weights.spec("share"))
+    assert made.weights[1]["w0"] == "seed" and made.weights[0] == dict(weights.spec("share"))
     # Also where ml_collections does not see to it: 1 and 1.0 would be two configurations.
-    init = config.override(made, {"weights[1].d_init": 2}).weights[1]["d_init"]
-    assert type(init) is float and init == 2.0
+    inner = config.override(made, {"weights[1].products[0].v.std": 2}).weights[1]["products"][0]
+    assert type(inner["v"]["std"]) is float and inner["v"]["std"] == 2.0
     assert made.is_locked
 
 
@@ -142,10 +143,10 @@ def test_nothing_is_kept_between_parts_without_a_common_base():
 
 
 def test_a_list_of_sections_is_replaced_whole():
-    row = {"weights": (weights.spec("delta", d="col"), weights.spec("share", keep="/d$"))}
+    row = {"weights": (weights.presets.both("col"), weights.spec("share", keep="/d$"))}
     made = config.override(base(), row)
     assert [section["name"] for section in made.weights] == ["delta", "share"]
-    assert made.weights[0]["d"] == "col"
+    assert made.weights[0]["products"][0]["d"]["kind"] == "col"
     emptied = config.override(made, {"weights": ()})
     assert emptied.weights == ()
 
@@ -165,7 +166,7 @@ def test_a_new_name_alone_does_not_make_another_part():
     [
         (lambda: attention.spec("windw"), "no 'windw'; did you mean 'window'"),
         (lambda: attention.spec("window", windw=3), "no field 'windw'; did you mean 'window'"),
-        (lambda: weights.spec("delta", d="colum"), "did you mean 'col'"),
+        (lambda: weights.presets.both("colum"), "did you mean 'col'"),
         (lambda: attention.spec("_shell"), "has no '_shell'"),
         (lambda: model.spec(widht=3), "no field 'widht'; did you mean 'width'"),
         (lambda: attention.build({"window": 3}), "needs a 'name'"),
@@ -233,12 +234,17 @@ def test_flags_reach_into_lists(monkeypatch):
     made = config.override(
         digits.get_config(), {"weights": (weights.spec("delta"), weights.spec("share"))}
     )
-    given = ["--config.weights[0].d=col", "--config.weights[1].groups=2", "--config.seeds=7"]
+    given = [
+        "--config.weights[0].products[0].d.kind=col",
+        "--config.weights[1].groups=2",
+        "--config.seeds=7",
+    ]
     monkeypatch.setattr(sys, "argv", ["program", *given])
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", made, flag_values=values)
     values(sys.argv)
-    assert values.config.weights[0]["d"] == "col" and values.config.weights[1]["groups"] == 2
+    assert values.config.weights[0]["products"][0]["d"]["kind"] == "col"
+    assert values.config.weights[1]["groups"] == 2
     assert values.config.seeds == (7,)
 
 

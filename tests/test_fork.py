@@ -177,9 +177,10 @@ def test_the_first_table_is_the_issue_s():
     assert listed["shared"] == ["share"] and listed["W0 + D⊙V"] == ["delta"]
     assert listed["shared + D⊙V"] == listed["window + shared + D⊙V"] == ["delta", "share"]
     delta = parts["shared + D⊙V"]["weights"][0]
-    assert (delta["w0"], delta["d"], delta["v"]) == ("seed", "row", "full")
+    (product,) = delta["products"]
+    assert (delta["w0"], product["d"]["kind"], product["v"]["kind"]) == ("seed", "row", "full")
     # A scheme that may refuse a model is asked by its true shapes, not by values.
-    zero = weights.spec("delta", d_init=0.0, v_init=0.5)
+    zero = weights.presets.delta({"d": {"kind": "row"}, "v": {"std": 0.5}}, leaves="kernel$")
     sweep.expand(first.get_config(), [("D = 0", {"weights": (zero,)})])
     # Layers share all but their own D.
     theta = sizes(table["shared + D⊙V"])

@@ -14,7 +14,8 @@ from configs import digits
 from tinyattn import attention, config, cost, records, sweep, train, weights
 
 pytestmark = pytest.mark.optimised  # as what the table's fixture compiles is
-DELTA = weights.spec("delta", leaves="block.*/kernel$", w0="seed", train_d=False, d_init=0.5)
+HALF = {"d": {"kind": "row", "value": 0.5, "role": "fixed"}}
+DELTA = weights.presets.delta(HALF, w0="seed")
 SHARE = weights.spec("share")
 TINY = {
     "seeds": (0, 1),
