@@ -191,3 +191,9 @@ def test_half_precision_is_kept():
         floats = [x for x in floats if x.ndim]
         arrays = [*floats, *jax.tree.leaves(parts.build(theta))]
         assert {x.dtype for x in arrays} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_shapes_alone_are_not_sized():
+    theta = jax.eval_shape(lambda: SMALL)
+    with pytest.raises(ValueError, match="theta has shapes alone: give arrays"):
+        weights.sizes(theta)

@@ -153,7 +153,15 @@ def compact(theta: Any) -> Any:
     """Theta as a file keeps it, on the host: it builds the same params, and is not meant to be trained.
 
     A node stays as it is, but for the nodes within it, where another takes a part that would change.
+
+    Raises:
+      ValueError: Theta has shapes instead of arrays.
     """
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(theta)):
+        raise ValueError(
+            "what a file keeps depends on values, and theta has shapes alone: give arrays, such as"
+            " np.broadcast_to(np.zeros(()), shape), which take no memory"
+        )
     host = _host(theta)
     read = reader(host)
     owners = [leaf.owner for leaf in leaves(host).values() if isinstance(leaf, Alias)]
