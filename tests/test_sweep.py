@@ -14,8 +14,7 @@ from configs import digits
 from tinyattn import attention, config, cost, records, sweep, train, weights
 
 pytestmark = pytest.mark.optimised  # as what the table's fixture compiles is
-HALF = {"d": {"kind": "row", "value": 0.5, "role": "fixed"}}
-DELTA = weights.presets.delta(HALF, w0="seed")
+DELTA = weights.presets.delta({"d": {"value": 0.5, "role": "fixed", "kind": "row"}}, w0="seed")
 SHARE = weights.spec("share")
 TINY = {
     "seeds": (0, 1),
