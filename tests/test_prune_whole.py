@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from tinyattn import attention, config, cost, masks, model, train, weights
+from tinyattn import attention, config, cost, masks, model, sweep, train, weights
 from tinyattn.attention.full import dense
 
 RNG = jax.random.PRNGKey(3)
@@ -125,7 +125,8 @@ def test_costs_are_those_of_the_model_that_is_left():
         spec(pattern="heads", units=4, sparsity=0.75, begin=2, end=6, every=2),
         spec(pattern="ffn", sparsity=0.5, score="movement", end=8 - 1),
     ]
-    program = train.make(config.override(digits.get_config(), TINY | {"weights": gradual}))
+    resolved = config.override(digits.get_config(), TINY | {"weights": gradual})
+    program = train.make(resolved)
     state = program.init(0)
     found = train.costs(program, state, train.forward(program, state))
     want = config.override(
@@ -138,6 +139,7 @@ def test_costs_are_those_of_the_model_that_is_left():
     few = jax.tree.map(lambda x: x[:1], program.task.test)
     apply = lambda params: less.model.apply({"params": params}, few.inputs, few.key_valid)  # noqa: E731
     assert found["executed_flops"] == cost.count(apply, alone.theta).products
+    assert found["executed_flops"] == sweep.price(resolved, "executed_flops")
     assert found["params"] == weights.sizes(alone.theta).params
     assert found["stored_bytes"] == 4 * found["params"] + 1 + 1
     full = weights.partition(state.theta)[0]
