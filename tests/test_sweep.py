@@ -13,7 +13,6 @@ import pytest
 from configs import digits
 from tinyattn import attention, config, cost, records, sweep, train, weights
 
-pytestmark = pytest.mark.optimised  # as what the table's fixture compiles is
 DELTA = weights.spec("delta", leaves="block.*/kernel$", w0="seed", train_d=False, d_init=0.5)
 SHARE = weights.spec("share")
 TINY = {
