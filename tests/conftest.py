@@ -17,8 +17,9 @@ OLDER = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 
 def pytest_configure(config):
     """Compiles in less time where no chosen test is `optimised`: XLA reads its flags once a process."""
-    if config.option.markexpr == "not optimised":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLDER}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.option.markexpr == "not optimised" and OLDER not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {OLDER}"
 
 
 def pytest_addoption(parser):
