@@ -134,7 +134,7 @@ def same_outputs(module, config, given, several, want=None):
     want = want or outputs(module, "reference")(config, given, tuple(several.values()))
     for kind, a, b in zip(several, got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=kind)
-    return got
+    return want
 
 
 def weight():
@@ -206,9 +206,9 @@ def test_a_bias_of_the_scores(case):
         pytest.skip("no bias; that it raises is tested below")
     given, causal = arrays(module, config), {"causal": masks.causal()}
     bias = {"bias": biases.Linear(jnp.linspace(0.1, 1.0, N))}
-    (biased,) = same_outputs(module, config, given | bias, causal)
+    (want,) = same_outputs(module, config, given | bias, causal)
     without = attend(module, config, masks.causal())(given)
-    assert np.abs(biased - without).max() > 1e-2
+    assert np.abs(want - without).max() > 1e-2
 
 
 def test_the_future_is_not_seen(case):
