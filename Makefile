@@ -13,7 +13,8 @@ ablation: $(VENV)/core.ok
 	$(PYTHON) -m experiments.ablate --config=configs/ablations/first.py --workdir=$(WORKDIR)
 
 test: $(VENV)/test.ok lint
-	$(PYTHON) -m pytest -n 2 --dist worksteal
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not optimised"
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m optimised
 
 lint: $(VENV)/test.ok
 	$(PYTHON) -m ruff check .

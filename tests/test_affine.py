@@ -41,6 +41,7 @@ def test_equals_the_product_in_value_and_gradients(shape, d_in, d_out, dtype, x6
     weight = weight.astype(dtype)
     inputs = [x.astype(dtype) for x in exact]
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(function, inputs, weight):
         out, pull = jax.vjp(function, *inputs)
         return out, *pull(weight)
@@ -73,7 +74,7 @@ def test_the_gradient_has_a_gradient(shape, d_in, d_out, x64):
         return sum((g**2).sum() for g in jax.grad(loss, (0, 1, 2))(*inputs))
 
     got, want = (
-        jax.grad(functools.partial(penalty, function), (0, 1, 2))(*inputs)
+        jax.jit(jax.grad(functools.partial(penalty, function), (0, 1, 2)))(*inputs)
         for function in (affine.affine, plain)
     )
     for ours, theirs in zip(got, want, strict=True):
@@ -96,8 +97,8 @@ class Layers(nn.Module):
 def test_several_layers_are_separate_ones_to_the_gradient():
     x = draws((2, 4), 5, 3, "float32")[0]
     one, many = Layers(True), Layers(False)
-    params = one.init(jax.random.PRNGKey(0), x)
-    jax.tree.map(np.testing.assert_array_equal, params, dict(many.init(jax.random.PRNGKey(0), x)))
+    params, want = (jax.jit(module.init)(jax.random.PRNGKey(0), x) for module in (one, many))
+    jax.tree.map(np.testing.assert_array_equal, params, want)
     shapes = jax.tree.map(jnp.shape, params["params"])
     assert shapes == {name: {"kernel": (5, n), "bias": (n,)} for name, n in one.features.items()}
     draw = np.random.default_rng(1)
@@ -108,7 +109,7 @@ def test_several_layers_are_separate_ones_to_the_gradient():
         return sum((jnp.sin(i + out)).sum() for i, out in enumerate(outs)), outs
 
     got, want = (
-        jax.grad(functools.partial(loss, module), (0, 1), has_aux=True)(params, x)
+        jax.jit(jax.grad(functools.partial(loss, module), (0, 1), has_aux=True))(params, x)
         for module in (one, many)
     )
     assert [out.shape for out in got[1]] == [(2, 4, n) for n in one.features.values()]
@@ -124,7 +125,8 @@ class Pair(nn.Module):
 
 
 def test_starts_as_flax_does():
-    found = Pair().init(jax.random.PRNGKey(0), jnp.ones((2, 200), jnp.bfloat16))["params"]
+    x = jnp.ones((2, 200), jnp.bfloat16)
+    found = jax.jit(Pair().init)(jax.random.PRNGKey(0), x)["params"]
     ours, theirs = found["ours"], found["flax"]
     assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)
     assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype("float32")}

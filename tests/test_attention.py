@@ -25,14 +25,20 @@ def pytest_generate_tests(metafunc):
     names = [chosen] if chosen else attention.names()
     # Compiling is what this suite spends its time on: `case` is every setting, `first` one a variant.
     if "case" in metafunc.fixturenames:
-        cases = [(name, fields) for name in names for fields in attention.load(name).CASES]
+        settings = {name: attention.load(name).CASES for name in names}
+        cases = [(name, fields[0]) for name, fields in settings.items()]
+        # The first ones first: all tests of a case then run together, and share programs.
+        if "first" not in metafunc.fixturenames:
+            cases += [(name, other) for name, fields in settings.items() for other in fields[1:]]
         labels = [f"{name}-{fields}" for name, fields in cases]
         metafunc.parametrize("case", cases, ids=labels, scope="module")
-    elif "first" in metafunc.fixturenames:
-        cases = [(name, attention.load(name).CASES[0]) for name in names]
-        metafunc.parametrize("first", cases, ids=names, scope="module")
     elif "name" in metafunc.fixturenames:
         metafunc.parametrize("name", names)
+
+
+@pytest.fixture(scope="module")
+def first(case):
+    return case
 
 
 def make(name, fields):
@@ -97,11 +103,16 @@ def value_and_grads(module, function):
     return jax.jit(both, static_argnums=0)
 
 
+# Grows with each program that is traced.
+TRACED = []
+
+
 @functools.cache
 def outputs(module, function):
     """Outputs under several masks by one program: compilation is what this suite spends its time on."""
 
     def several(config, given, several):
+        TRACED.append(function)
         call = functools.partial(getattr(module, function), config, **given)
         return [call(mask=mask) for mask in several]
 
@@ -113,9 +124,14 @@ def attend(module, config, mask):
     return lambda given: outputs(module, "attend")(config, given, (mask,))[0]
 
 
-def same_outputs(module, config, given, several):
+def full(module, function, config, given):
+    """Outputs without a mask, by the program that gives the gradients."""
+    return np.asarray(value_and_grads(module, function)(config, given, Mask(), weight())[0])
+
+
+def same_outputs(module, config, given, several, want=None):
     got = outputs(module, "attend")(config, given, tuple(several.values()))
-    want = outputs(module, "reference")(config, given, tuple(several.values()))
+    want = want or outputs(module, "reference")(config, given, tuple(several.values()))
     for kind, a, b in zip(several, got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=kind)
     return want
@@ -142,10 +158,18 @@ def test_contract(name):
     assert not getattr(module, "DETACHED", ()) or module.auxiliary.__doc__
 
 
-@pytest.mark.optimised
-def test_equals_reference_under_every_mask(first):
+@pytest.fixture(scope="module")
+def exact(first):
+    """The references under every mask, made before a test that is `optimised`, as they need not be."""
     module, config = make(*first)
-    same_outputs(module, config, arrays(module, config), supported(module))
+    several = tuple(supported(module).values())
+    return outputs(module, "reference")(config, arrays(module, config), several)
+
+
+@pytest.mark.optimised
+def test_equals_reference_under_every_mask(first, exact):
+    module, config = make(*first)
+    same_outputs(module, config, arrays(module, config), supported(module), exact)
 
 
 def test_equals_reference_in_outputs_and_gradients(case):
@@ -183,7 +207,7 @@ def test_a_bias_of_the_scores(case):
     given, causal = arrays(module, config), {"causal": masks.causal()}
     bias = {"bias": biases.Linear(jnp.linspace(0.1, 1.0, N))}
     (want,) = same_outputs(module, config, given | bias, causal)
-    (without,) = outputs(module, "reference")(config, given, tuple(causal.values()))
+    without = attend(module, config, masks.causal())(given)
     assert np.abs(want - without).max() > 1e-2
 
 
@@ -207,15 +231,19 @@ def test_masked_keys_and_other_examples_are_not_seen(case):
     given = arrays(module, config)
     if "padding" in module.SUPPORTS:
         valid = np.arange(T)[None] < np.array([[7], [T]])
-        see = attend(module, config, masks.padding(valid))
+
+        def see(given):
+            gradient = value_and_grads(module, "attend")
+            return np.asarray(gradient(config, given, masks.padding(valid), weight())[0])
+
         before = see(given)
         dirty = put(put(given, np.s_[0, 7:], 50.0, KEYS), np.s_[0, 8:10], np.nan, KEYS)
         np.testing.assert_array_equal(see(dirty), before)
         assert not np.array_equal(see(put(given, np.s_[0, 6], 50.0, KEYS)), before)
         poisoned = see(put(given, np.s_[0, 3], np.nan, KEYS))
         assert np.isnan(poisoned[0]).any() and np.isfinite(poisoned[1]).all()
-    see = attend(module, config, Mask())
-    np.testing.assert_array_equal(see(put(given, 1, np.nan))[0], see(given)[0])
+    alone = full(module, "attend", config, put(given, 1, np.nan))[0]
+    np.testing.assert_array_equal(alone, full(module, "attend", config, given)[0])
 
 
 def test_segments_are_not_mixed(case):
@@ -300,10 +328,11 @@ def test_large_scores_stay_finite(first):
     module, config = make(*first)
     given = arrays(module, config)
     large = {name: x * 300 if name in ("query", "key") else x for name, x in given.items()}
-    out, grads = value_and_grads(module, "attend")(config, large, some(module), weight())
-    assert np.isfinite(out).all()
-    for name, grad in grads.items():
-        assert np.isfinite(grad).all(), name
+    for mask in (Mask(), supported(module)["all"]):
+        out, grads = value_and_grads(module, "attend")(config, large, mask, weight())
+        assert np.isfinite(out).all()
+        for name, grad in grads.items():
+            assert np.isfinite(grad).all(), name
 
 
 def test_equals_dense_where_it_must(name):
@@ -330,20 +359,19 @@ def test_is_not_dense_where_it_need_not(name):
     if name == "dense" or given["query"].shape[-1] != given["key"].shape[-1]:
         pytest.skip("dense is dense, and takes keys as wide as queries")
     (plain,) = outputs(dense, "reference")(config, heads_of(given), (Mask(),))
-    assert np.abs(attend(module, config, Mask())(given) - plain).max() > 1e-2
+    assert np.abs(full(module, "attend", config, given) - plain).max() > 1e-2
 
 
-@pytest.mark.parametrize("length", [1, 7, 100])
-def test_declared_equals_counted_flops(case, length):
+def test_declared_equals_counted_flops(case):
     module, config = make(*case)
-    layer = module.Attention(config)
-    inputs = jax.ShapeDtypeStruct((1, length, N * 5), jnp.float32)
-    params = jax.eval_shape(layer.init, jax.random.PRNGKey(0), inputs)
-    for mask in (Mask(), some(module)):
-        declared = module.flops(config, mask, D=N * 5, T=length, S=length)
-        counted = cost.count(lambda p, x, m=mask: layer.apply(p, x, mask=m), params, inputs)
-        assert sum(part.executed for part in declared.values()) == counted.products
-        assert all(0 <= part.useful <= part.executed for part in declared.values())
+    layer, variables = module.Attention(config), initial(module, config)[0]
+    for length in (1, 7, 100):
+        inputs = jax.ShapeDtypeStruct((1, length, N * H), jnp.float32)
+        for mask in (Mask(), some(module)):
+            declared = module.flops(config, mask, D=N * H, T=length, S=length)
+            counted = cost.count(lambda v, x, m=mask: layer.apply(v, x, mask=m), variables, inputs)
+            assert sum(part.executed for part in declared.values()) == counted.products
+            assert all(0 <= part.useful <= part.executed for part in declared.values())
 
 
 def test_products_grow_as_said(name):
@@ -378,18 +406,12 @@ def effective(module, config, mask):
 
 def test_jit_equals_eager_and_compiles_once(first):
     module, config = make(*first)
-    given, mask = arrays(module, config), some(module)
-    compiled = []
-
-    @jax.jit
-    def traced(given):
-        compiled.append(1)
-        return module.attend(config, **given, mask=mask)
-
-    eager = module.attend(config, **jax.tree.map(jnp.asarray, given), mask=mask)
-    np.testing.assert_allclose(traced(given), eager, atol=2e-6, rtol=1e-5)
-    traced(arrays(module, config, seed=3))
-    assert len(compiled) == 1
+    given, see = arrays(module, config), attend(module, config, some(module))
+    eager = module.attend(config, **jax.tree.map(jnp.asarray, given), mask=some(module))
+    np.testing.assert_allclose(see(given), eager, atol=2e-6, rtol=1e-5)
+    before = len(TRACED)
+    see(arrays(module, config, seed=3))
+    assert before == len(TRACED) > 0
 
 
 def test_vmap_equals_a_loop(first):
@@ -408,8 +430,7 @@ def test_bfloat16_works(first):
     out, grads = value_and_grads(module, "attend")(config, given, Mask(), weight())
     assert out.dtype == jnp.bfloat16
     assert all(grad.dtype == jnp.bfloat16 for grad in grads.values())
-    wide = jax.tree.map(lambda x: x.astype(np.float32), given)
-    (exact,) = outputs(module, "reference")(config, wide, (Mask(),))
+    exact = full(module, "reference", config, jax.tree.map(lambda x: x.astype(np.float32), given))
     # bfloat16 keeps 8 bits.
     assert np.abs(np.asarray(out, np.float32) - exact).max() < 0.03
 
@@ -418,33 +439,40 @@ def inputs_of_width(D, seed):
     return np.random.default_rng(seed).standard_normal((B, T, D)).astype(np.float32)
 
 
+@functools.cache
+def initial(module, config):
+    """Variables as the module starts, and its output from them."""
+    layer, x = module.Attention(config), inputs_of_width(N * H, 0)
+    made = jax.jit(lambda rng: layer.init_with_output(rng, x))(jax.random.PRNGKey(1))
+    out, variables = jax.tree.map(np.asarray, made)
+    return variables, out
+
+
 def test_module_projects_attends_and_projects_back(case):
     """Of a variant that makes heads its own way, only that the parts fit together is tested here."""
     module, config = make(*case)
-    D = N * 5
-    x, layer = inputs_of_width(D, 0), module.Attention(config)
-    params = jax.jit(layer.init)(jax.random.PRNGKey(1), x)["params"]
-    got = jax.jit(layer.apply)({"params": params}, x)
+    x, (variables, got) = inputs_of_width(N * H, 0), initial(module, config)
+    params = variables["params"]
     if set(params) != {"query", "key", "value", "out"}:
         assert got.shape == x.shape and np.isfinite(got).all()
         return
     assert {p["kernel"].ndim for p in params.values()} == {2}
-    params, K, H = jax.tree.map(np.asarray, params), config.kv_heads, config.width(D)
+    K, width = config.kv_heads, config.width(N * H)
 
     def project(name, count):
-        return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, H)
+        return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, width)
 
     given = {"query": project("query", N), "key": project("key", K), "value": project("value", K)}
-    (mixed,) = outputs(module, "reference")(config, given, (Mask(),))
-    want = mixed.reshape(B, T, N * H) @ params["out"]["kernel"] + params["out"]["bias"]
+    mixed = full(module, "reference", config, given).reshape(B, T, N * width)
+    want = mixed @ params["out"]["kernel"] + params["out"]["bias"]
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_learns_and_every_leaf_gets_gradient(first):
     module, config = make(*first)
-    D = N * 5
-    x, y = inputs_of_width(D, 0), inputs_of_width(D, 1)
-    layer, optimizer = module.Attention(config), optax.adam(1e-2)
+    x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
+    params = initial(module, config)[0]["params"]
+    layer, optimizer = module.Attention(config), optax.flatten(optax.adam(1e-2))
 
     def loss(params):
         return jnp.square(layer.apply({"params": params}, x) - y).mean()
@@ -456,11 +484,10 @@ def test_learns_and_every_leaf_gets_gradient(first):
         return (optax.apply_updates(params, updates), opt), (value, grads)
 
     @jax.jit
-    def learn(rng):
-        params = layer.init(rng, x)["params"]
+    def learn(params):
         return jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
 
-    values, grads = jax.tree.map(np.asarray, learn(jax.random.PRNGKey(2)))
+    values, grads = jax.tree.map(np.asarray, learn(params))
     assert values[-1] < 0.9 * values[0]
     detached = tuple(getattr(module, "DETACHED", ()))
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):

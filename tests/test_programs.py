@@ -70,7 +70,6 @@ def start(tmp_path_factory):
     environment = {
         "PYTHONPATH": os.pathsep.join(sys.path),  # where the server finds what it imports
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
     def started(program, *arguments):

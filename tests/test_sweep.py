@@ -13,7 +13,6 @@ import pytest
 from configs import digits
 from tinyattn import attention, config, cost, records, sweep, train, weights
 
-pytestmark = pytest.mark.optimised  # as what the table's fixture compiles is
 DELTA = weights.presets.delta({"d": {"value": 0.5, "role": "fixed", "kind": "row"}}, w0="seed")
 SHARE = weights.spec("share")
 TINY = {
