@@ -32,7 +32,9 @@ ALONG = {
     ("notebooks", "experiments"): "a notebook shows the table and figure that the programs draw",
 }
 # A config names parts and fills in their fields; it does no work, so it needs no other unit.
-CONFIGS_NEED = {"attention", "config", "model", "optim", "registry", "tasks", "train", "weights"}
+CONFIGS_NEED = {
+    *("attention", "config", "model", "optim", "registry", "sweep", "tasks", "train", "weights"),
+}
 
 LONGEST = 250
 LONGER = {

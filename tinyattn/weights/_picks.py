@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tinyattn.weights import _factors, _fold, _layers, _pruned, _theta, _units
+from tinyattn.weights import _fold, _layers, _making, _pruned, _theta, _units
 
 # Of `tinyattn.model`: kernels whose outputs are units', leaves whose first axis is, and what is judged.
 LEAVES = {
@@ -94,7 +94,7 @@ def _mask(config: Any, rng, path: str, leaf, units: _units.Units, pruned: int) -
     if config.score == "movement":
         scores = jnp.zeros(shape, _theta.value(leaf).dtype)
     if config.score == "random":
-        key = _factors.rng_of(rng, path)
+        key = _making.rng_of(rng, path)
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             key = jax.random.key_data(key)
         key = _theta.Scratch(key)

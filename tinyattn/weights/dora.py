@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyattn.weights import _factors, _layers, _theta
+from tinyattn.weights import _factors, _layers, _making, _theta
+from tinyattn.weights._delta import Delta, Term
 from tinyattn.weights._scheme import Scheme
-from tinyattn.weights.delta import Delta, Term
 
 CASES = ({"rank": 2}, {"rank": 1, "detached": False, "leaves": "block.*kernel$"})
 
@@ -85,9 +85,9 @@ def make(config: Config) -> Scheme:
                 f"dora: {path}, of shape {array.shape}, has outputs without a direction: pick matrices"
                 f" by 'leaves' of which no column is zero"
             )
-        leaf = _factors.Leaf(path, array, _layers.Layers(_layers.PATTERN, ()))
-        rng = _factors.rng_of(rng, path)
-        low = _factors.make(factor, leaf, "direction/terms/0/v", 1.0, rng, {})
+        leaf = _making.Leaf(path, array, _layers.Layers(_layers.PATTERN, ()))
+        rng = _making.rng_of(rng, path)
+        low = _making.make(factor, leaf, "direction/terms/0/v", 1.0, rng, {})
         term = Term(None, low, config.alpha / config.rank)
         direction = Delta(_theta.Fixed(array), (term,), array.shape)
         return Dora(jnp.asarray(norm, array.dtype), direction, config.detached)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tinyattn.weights import _factors, _theta
+from tinyattn.weights import _making, _theta
+from tinyattn.weights._delta import Delta, Term
 from tinyattn.weights._masks import Sparse
 from tinyattn.weights._scheme import Scheme
-from tinyattn.weights.delta import Delta, Term
 
 CASES = ({"size": 5, "scale": 10.0}, {"size": 3, "std": 0.0, "leaves": "block.*kernel$"})
 
@@ -81,7 +81,7 @@ def make(config: Config) -> Scheme:
                 f"fourier: {path}, of shape {array.shape}, is no matrix with size={config.size} places"
                 f" in its spectrum: pick others by 'leaves', or give a smaller size"
             )
-        rng = _factors.rng_of(rng, path)
+        rng = _making.rng_of(rng, path)
         at = _theta.Seeded.make(jax.random.fold_in(rng, 0), (d_in, d_out), config.size, "mask")
         numbers = jnp.zeros(config.size, array.dtype)
         if config.std:
