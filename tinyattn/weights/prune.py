@@ -11,9 +11,10 @@ Source: Zhu and Gupta 2017, "To prune, or not to prune", https://arxiv.org/abs/1
   section 4, for trained scores; Mishra et al. 2021, https://arxiv.org/abs/2104.08378, section 3, for 2 of
   4; Lagunas et al. 2021, "Block pruning", https://arxiv.org/abs/2109.04838, for one score a block.
 Differs: shares count within a leaf, not over the model. Movement's mask is remade at the schedule's steps
-  and not at each, so it stays after `end`. A block's magnitude is its L2 norm, a head's the product of
-  those of its values' and outputs' kernels, a column's that of what it reads and of what it writes. N of M
-  is stored as M bits a group, which a number for each possible pattern would undercut.
+  and not at each, so it stays after `end`, and scores have the learning rate and decay of all matrices. A
+  block's magnitude is its L2 norm, a head's the product of those of its values' and outputs' kernels, a
+  column's that of what it reads and of what it writes. N of M is stored as M bits a group, which a number
+  for each possible pattern would undercut.
 """
 
 import dataclasses
