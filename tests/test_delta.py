@@ -180,7 +180,7 @@ ZERO, ROW = {"kind": "full"}, {"kind": "row", "value": 1.0}
             "tied to W0, but w0='zero' has none",
         ),
         (({"d": ROW, "v": FULL, "scale": 0.0},), {}, "scale=0 leaves nothing"),
-        ((), {}, r"products=\(\) adds nothing"),
+        ((), {"w0": "zero"}, r"products=\(\) and w0='zero' leave nothing"),
         ((3,), {}, "3 is no section of Product's fields"),
         (({"d": ROW, "w": FULL},), {}, "Product has no field 'w'; Valid names: d, scale, v"),
         (({"d": {"kind": "rows"}},), {}, "kind='rows'; did you mean 'row'"),
