@@ -29,6 +29,7 @@ TABLE = {
     "both": (presets.both(), True, L * (2 * N + O), L * (N + O), 4 * L * (2 * N + O)),
     "train_d": (presets.train_d(), True, L * (2 * N + O), L * O, L * (4 * (N + O) + SEED)),
     "train_v": (presets.train_v(), True, L * 2 * N, L * N, 4 * L * 2 * N),
+    "frozen": (presets.frozen(), False, L * N, 0, L * SEED),
     "lora": (presets.lora(2), True, L * (N + 2 * LOW), L * 2 * LOW, 4 * L * (N + 2 * LOW)),
     "hira": (presets.hira(2), True, L * (N + 2 * LOW), L * 2 * LOW, 4 * L * (N + 2 * LOW)),
     "loha": (presets.loha(1), True, L * (N + 2 * LOW), L * 2 * LOW, 4 * L * (N + 2 * LOW)),
