@@ -4,7 +4,8 @@ Work is cut into items, one key/value head of one example with the M = N / K que
 and an item's queries into blocks. Nothing larger than a block of scores is held between forward and
 backward: the backward pass recomputes the probabilities from the saved logarithm of their sum, and needs
 no sum over keys of its own, since Σ_s p_s dp_s is dout·out. A block sees all keys, or with `Spans` only
-those that a sparse variant names, and the work of the others is never done.
+those that a sparse variant names, and the work of the others is never done. Softmaxes over parts of the
+keys `merge` into one.
 
 Scores are [keys, queries] and every product is asked for in the layout that runs fastest on a CPU.
 
@@ -61,6 +62,7 @@ def attend(
     rng=None,
     spans: tuple[Spans, ...] = (),
     block: int = 0,
+    return_lse: bool = False,
 ):
     """softmax(cap tanh(scale query·key / cap) + bias) value over the allowed keys, [B, T, N, I].
 
@@ -77,6 +79,9 @@ def attend(
       rng: None is evaluation.
       spans: The keys of each block of queries; () is all keys for all blocks.
       block: Queries a block (C); 0 lets the backend choose, which spans cannot.
+      return_lse: Whether to return (out, lse), where lse is the logarithm of the sum of the exponentials,
+        [B, T, N] in float32 or wider: what `merge` needs. Where a query may see no key it is below -1e29,
+        and finite, so that no difference of two of them is NaN.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -105,7 +110,21 @@ def attend(
     bias = None if bias is None else bias.per_item(B, K, M)
     sink = None if sink is None else jnp.broadcast_to(sink.reshape(K, M), (B, K, M))
     bias, sink = jax.tree.map(lambda x: x.reshape(B * K, *x.shape[2:]), (bias, sink))
-    return _attend(static, query, key, value, bias, sink, hidden)
+    out, lse = _attend(static, query, key, value, bias, sink, hidden)
+    return (out, lse) if return_lse else out
+
+
+def merge(parts) -> jax.Array:
+    """One softmax from those over parts of the keys: Σ_i exp(lse_i - lse) out_i, [B, T, N, I].
+
+    Args:
+      parts: (out [B, T, N, I], lse [B, T, N]) of each, as `attend` returns them; no pair is in two of them.
+        A query that sees no key in any of them gives zeros.
+    """
+    outs, lses = zip(*parts, strict=True)
+    shares = jax.nn.softmax(jnp.stack(lses), axis=0)
+    total = sum(share[..., None] * out for share, out in zip(shares, outs, strict=True))
+    return total.astype(outs[0].dtype)
 
 
 def _map(static, item, *xs):
@@ -132,8 +151,8 @@ def _attend_fwd(static, query, key, value, bias, sink, hidden):
 
     laid = queries_of(static, query), keys_of(static, key), keys_of(static, value, turned=True)
     out, lse = _map(static, item, *laid, bias, sink)
-    out = tokens_of(static, out)
-    return out, (query, key, value, bias, sink, hidden, out, lse)
+    out, shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
+    return (out, shown), (query, key, value, bias, sink, hidden, out, lse)
 
 
 def _each(function, queries):
@@ -143,11 +162,13 @@ def _each(function, queries):
     return jax.lax.map(function, (jnp.arange(queries.shape[0]), queries))
 
 
-def _attend_bwd(static, saved, dout):
+def _attend_bwd(static, saved, cotangents):
     query, key, value, bias, sink, hidden, out, lse = saved
+    dout, dlse = cotangents
     wide = jnp.promote_types(out.dtype, jnp.float32)
-    delta = (out.astype(wide) * dout.astype(wide)).sum(-1, keepdims=True)
-    delta = queries_of(static, delta)  # [items, blocks, 1, t]
+    # The gradient of a score is p (dp - dout·out), and p dlse more by way of the logarithm.
+    delta = (out.astype(wide) * dout.astype(wide)).sum(-1) - dlse
+    delta = queries_of(static, delta[..., None])  # [items, blocks, 1, t]
 
     def item(index, queries, key, turned_key, value, bias, lse, delta, dout):
         def one(sums, x):
@@ -174,7 +195,7 @@ def _attend_bwd(static, saved, dout):
     dbias = jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, bias)
     dsink = None
     if sink is not None:
-        # The sink's own probability moves only the sum, Σ_s p_s dp_s = dout·out.
+        # The sink's own probability moves only the sum, and has no dp.
         shape = (*lse.shape[:2], static.M, static.C)
         p = exp2((sink.astype(wide) * LOG2_E)[:, None, :, None] - lse.reshape(shape))
         dsink = -(p * delta.reshape(shape)).sum((1, 3)).astype(sink.dtype)
