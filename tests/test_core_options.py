@@ -1,4 +1,4 @@
-"""The softmax core's options against plain formulas: cap, sink, scale, dropout, spans, parts, NaN."""
+"""The softmax core's options against plain formulas: cap, sink, scale, dropout, spans, NaN, twice."""
 
 import dataclasses
 import functools
@@ -166,60 +166,6 @@ def test_nan_stays_behind_the_mask(T):
     np.testing.assert_array_equal(out, clean)
     for a, b in zip(pull(early), dirty_pull(early), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def parts_of_keys(T):
-    """Causal masks of every third key and of the rest; example 1 has no first key in either."""
-    third = jnp.arange(T)[None] % 3 == 0
-    kept = jnp.ones((B, T), bool).at[1, :2].set(False)
-    return [masks.causal() & masks.padding(keys & kept) for keys in (third, ~third)], kept
-
-
-def merged(query, key, value, several):
-    parts = [softmax.attend(query, key, value, mask, return_lse=True) for mask in several]
-    return softmax.merge(parts)
-
-
-@pytest.mark.parametrize("T", LENGTHS)
-def test_parts_of_the_keys_merge_into_one_softmax(T):
-    """Rows see keys of both parts, of one, and of none; gradients run through their sums too."""
-    query, key, value, _ = draws(T)
-    several, kept = parts_of_keys(T)
-    allowed = (masks.causal() & masks.padding(kept)).dense(T, T)[:, None]
-    same(
-        lambda *x: merged(*x, several),
-        lambda *x: plain(*x, allowed),
-        *(3 * query, key, value),
-    )
-
-
-def test_what_is_returned_to_merge_is_the_logarithm_of_the_sum():
-    T = 9
-    query, key, value, weight = draws(T)
-    several, _ = parts_of_keys(T)
-    allowed = several[1].dense(T, T)[:, None]
-    k = jnp.repeat(key, N // K, axis=2)
-    sums = jnp.where(allowed, jnp.exp(jnp.einsum("btnh,bsnh->bnts", query, k) / H**0.5), 0).sum(-1)
-    sums = sums.transpose(0, 2, 1)
-
-    @jax.jit
-    def run(*heads):
-        _, lse = softmax.attend(*heads, several[1], return_lse=True)
-        return lse, merged(*heads, several)
-
-    lse, clean = run(query, key, value)
-    np.testing.assert_allclose(lse[sums > 0], jnp.log(sums[sums > 0]), atol=1e-5)
-    assert np.isfinite(lse).all() and (lse[sums == 0] < -1e29).all() and (sums == 0).any()
-    # A row that sees nothing, or what it may not see, changes neither an output nor a gradient.
-    dirty = [x.at[0, 5].set(jnp.nan) for x in (key, value)]
-    _, out = run(query, *dirty)
-    np.testing.assert_array_equal(out[0, :5], clean[0, :5])
-    np.testing.assert_array_equal(out[1], clean[1])
-    assert np.isnan(out[0, 5:]).all() and not clean[1, :2].any()
-    loss = jax.grad(lambda *x: (merged(*x, several) * weight).sum(), (0, 1, 2))
-    grads = jax.jit(loss)(query, key, value)
-    assert all(np.isfinite(grad).all() for grad in grads)
-    assert not grads[0][1, :2].any() and not grads[1][1, :2].any()
 
 
 @pytest.mark.parametrize("T", LENGTHS)

@@ -118,7 +118,7 @@ def merge(parts) -> jax.Array:
     """One softmax from those over parts of the keys: Σ_i exp(lse_i - lse) out_i, [B, T, N, I].
 
     Args:
-      parts: (out [B, T, N, I], lse [B, T, N]) of each, as `attend` returns them; no pair is in two of them.
+      parts: (out [B, T, N, I], lse [B, T, N]) of each, as `attend` returns them; no pair is in two.
         A query that sees no key in any of them gives zeros.
     """
     outs, lses = zip(*parts, strict=True)
