@@ -63,6 +63,23 @@ class Part(NamedTuple):
         return self.blocks * self.C * keys
 
 
+def alike(counts: np.ndarray) -> list[np.ndarray]:
+    """Blocks in groups that run as many keys as their largest, given how many each needs.
+
+    Fewest first, and no group is worth splitting: it would save less than a sixteenth of all that is needed.
+    """
+
+    def split(order):
+        ends = np.arange(1, len(order))
+        saved = ends * (counts[order[-1]] - counts[order[ends - 1]])
+        if not saved.any() or saved.max() < counts.sum() / 16:
+            return [np.sort(order)]
+        end = ends[saved.argmax()]
+        return split(order[:end]) + split(order[end:])
+
+    return split(np.argsort(counts, kind="stable"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Counted:
     """`Spans.allowed` of re-ordered tokens: the rule and the mask's band, of positions.
