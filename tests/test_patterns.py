@@ -9,7 +9,7 @@ import pytest
 
 from tinyattn import attention, masks
 from tinyattn.attention._core import softmax
-from tinyattn.attention.sparse import bigbird, window
+from tinyattn.attention.sparse import window
 from tinyattn.masks import Mask
 
 # Every way through the executor: several parts, tiles, ragged ends, rows without a run.
@@ -135,6 +135,16 @@ def test_work_grows_as_the_paper_says(name, keys, mask):
         assert executed <= min(keys(n), n) * n * 1.02
 
 
+def test_summaries_of_later_blocks_are_not_run():
+    """Four parts of the blocks: 5/8 of all summaries, where a triangle has half of them; a window's own."""
+    n, (module, config) = 8192, make("fixed", stride=64, summary=8)
+    work = module.flops(config, masks.causal(), D=2, T=n, S=n)["scores"]
+    assert work.executed <= 4 * n * (64 + 5 / 8 * n / 8)
+    assert work.useful > 0.75 * work.executed
+    near = module.flops(config, masks.causal() & masks.window(128), D=2, T=n, S=n)["scores"]
+    assert near.executed <= 4 * n * (64 + 3 * 8)
+
+
 def test_neither_pass_holds_the_table_of_pairs():
     n = 2048
     for name in ("longformer", "strided"):
@@ -173,46 +183,6 @@ def test_longformer_without_global_tokens_is_the_window():
     x, y, z = (jax.random.normal(jax.random.PRNGKey(i), (2, 20, 1, 4)) for i in range(3))
     want = window.attend(window.Config(num_heads=1, window=3), x, y, z, masks.causal())
     np.testing.assert_allclose(module.attend(config, x, y, z, masks.causal()), want, atol=1e-6)
-
-
-def test_random_blocks_are_drawn_once_and_for_all():
-    config = bigbird.Config(block=4, random_blocks=2, seed=0)
-    layout, _ = bigbird.grid(config, 48)
-    i = np.arange(12)
-    set_before = (abs(i[:, None] - i) <= 1) | (i == 0)
-    # The bits are promised never to change, so neither may these.
-    drawn = [tuple(np.flatnonzero(layout[row] & ~set_before[row])) for row in range(1, 12)]
-    assert drawn[:4] == [(3, 5), (6, 10), (5, 6), (6, 10)]
-    assert all(len(cells) == 2 for cells in drawn)
-    np.testing.assert_array_equal(bigbird.grid(config, 48)[0], layout)
-    other, _ = bigbird.grid(bigbird.Config(block=4, random_blocks=2, seed=1), 48)
-    assert (other != layout).any()
-    # As many as there are, and no more.
-    assert bigbird.grid(bigbird.Config(block=4, random_blocks=99), 48)[0].all()
-    # Six blocks are too few for the authors' code, which would switch to dense attention.
-    assert not bigbird.grid(bigbird.Config(block=4, random_blocks=1), 24)[0].all()
-
-
-def test_only_set_blocks_are_run():
-    def run(layout, mask=Mask(), n=64):
-        module, config = make("blocks", block=4, layout=layout)
-        return module.flops(config, mask, D=2, T=n, S=n)["scores"].executed / 4 / 16
-
-    # Cells of a grid of 16 x 16.
-    assert run(("1",)) == 256
-    assert run(("10", "01")) == 128
-    assert run(("1000", "0100", "0010", "0001")) == 64
-    assert run(("1" * 16, *["1" + "0" * 15] * 15)) == 16 + 15
-    # A causal mask's own reach: half of what is set, and some for rows that are run together.
-    assert run(("1",), masks.causal()) < 0.65 * 256
-    assert run(("1",), masks.window(5)) == 16 * 3
-
-
-def test_layouts_of_strings_and_tuples_are_one():
-    module, config = make("blocks", layout=((1, 0), [True, False]))
-    assert config.layout == ("10", "10")
-    assert config == make("blocks", layout=("10", "10"))[1]
-    assert module.grid(config, 64 * 3)[0].tolist() == [[True, False, True]] * 3
 
 
 @pytest.mark.parametrize(

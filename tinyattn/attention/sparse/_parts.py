@@ -66,7 +66,7 @@ class Part(NamedTuple):
 def alike(counts: np.ndarray) -> list[np.ndarray]:
     """Blocks in groups that run as many keys as their largest, given how many each needs.
 
-    Fewest first, and no group is worth splitting: it would save less than a sixteenth of all that is needed.
+    Fewest first. A group is split as long as that saves a sixteenth of all that is needed.
     """
 
     def split(order):
