@@ -40,7 +40,7 @@ def test_a_strong_decay_takes_no_digits_from_those_after_it(form):
 
 
 def test_rates_of_heads_do_not_wear_off_along_a_chunk():
-    """Logarithms of -30.1 a token add up to -240 in a chunk; odd tokens read what their neighbours wrote."""
+    """-30.1 a token adds up to -240 in a chunk; odd tokens read what their neighbours wrote."""
     heads, _ = given()
     heads[1][:, 1::2] = 0.0
     rates = np.array([-30.1, -1e-3])

@@ -3,7 +3,7 @@
 The keys of those summary tokens are gathered behind the others, where those within the mask's reach are one
 run that a block of queries reads besides its own. Blocks with runs of about one length go together: when
 causal they are four parts, of which the first reads a quarter of the summaries. With stride sqrt(n) each
-query is run against (1 + summary) * sqrt(n) keys, or (1 + 5 / 8 summary) * sqrt(n) when causal.
+query is run against (1 + summary) * sqrt(n) keys, or (1 + 5 / 8 * summary) * sqrt(n) when causal.
 
 Source: Child et al. 2019, "Generating long sequences with sparse Transformers",
   https://arxiv.org/abs/1904.10509, section 4.2 (fixed) and equation 9, one head that sees both parts.
