@@ -170,28 +170,38 @@ def test_nan_stays_behind_the_mask(T):
 
 @pytest.mark.parametrize("T", LENGTHS)
 def test_differentiable_twice(T):
+    """By a gradient of the gradient, and by forward mode over it, as Hessian-vector products take it."""
     query, key, value, weight = draws(T)
     mask = masks.causal()
 
     def curvature(attend):
-        def loss(q):
-            return (jnp.square(attend(q, key, value)) * weight).sum()
-
         def slope(q):
-            return (jax.grad(loss)(q) * query).sum()
+            return jax.grad(lambda q: (jnp.square(attend(q, key, value)) * weight).sum())(q)
 
-        return jax.jit(jax.grad(slope))(query)
+        def run(q):
+            forward = jax.jvp(slope, (q,), (query,))[1]
+            return jax.grad(lambda q: (slope(q) * query).sum())(q), forward
+
+        return jax.jit(run)(query)
 
     got = curvature(lambda q, k, v: softmax.attend(q, k, v, mask))
-    want = curvature(lambda q, k, v: plain(q, k, v, mask.dense(T, T)[:, None]))
+    want, _ = curvature(lambda q, k, v: plain(q, k, v, mask.dense(T, T)[:, None]))
     assert np.abs(want).max() > 0.1
-    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max(), rtol=1e-4)
+    for way in got:
+        np.testing.assert_allclose(way, want, atol=1e-4 * np.abs(want).max(), rtol=1e-4)
 
 
-def test_forward_mode_is_refused_with_an_error():
+def test_forward_mode_is_refused_and_the_remedy_named():
     query, key, value, _ = draws(9)
+
+    def attend(query):
+        return softmax.attend(query, key, value, Mask())
+
+    for forward in (lambda: jax.jvp(attend, (query,), (query,)), lambda: jax.jacfwd(attend)(query)):
+        with pytest.raises(TypeError, match="take jax.vjp, jax.grad or jax.jacrev"):
+            forward()
     with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(lambda q: softmax.attend(q, key, value, Mask()), (query,), (query,))
+        jax.jvp(jax.jit(attend), (query,), (query,))
 
 
 def test_double_precision_is_kept(x64):

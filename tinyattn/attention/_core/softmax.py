@@ -6,7 +6,8 @@ backward: the backward pass recomputes the probabilities from the saved logarith
 no sum over keys of its own, since Σ_s p_s dp_s is dout·out. A block sees all keys, or with `Spans` only
 those that a sparse variant names, and the work of the others is never done.
 
-Scores are [keys, queries] and every product is asked for in the layout that runs fastest on a CPU.
+Scores are [keys, queries] and every product is asked for in the layout that runs fastest on a CPU. On a
+GPU `vendor` takes over where it computes the same.
 
 Source: Dao et al. 2022, "FlashAttention", https://arxiv.org/abs/2205.14135, algorithms 1 and 4, without
   the blocks of keys.
@@ -18,6 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from tinyattn.attention._core import vendor
 from tinyattn.attention._core.block import LOG2_E, Hidden, Spans, added, backward, block_of, forward
 from tinyattn.attention._core.exp2 import exp2
 from tinyattn.attention._core.layout import Static, contain, keys_of, of_keys, queries_of, tokens_of
@@ -27,6 +29,8 @@ from tinyattn.masks import Mask
 SHORT = 128
 # Scores of a head in one block above SHORT: with their probabilities they fill the second-level cache.
 SCORES = 1 << 17
+# On other devices, where a block is of all items: 16 MB, so that memory grows with the keys alone.
+WIDE_SCORES = 1 << 22
 
 
 def streams(S: int) -> bool:
@@ -35,9 +39,23 @@ def streams(S: int) -> bool:
 
 
 def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
-    """Blocks of queries and their length: equal ones, so that the last is not mostly padding."""
-    C = block or (max(64, SCORES // S) if streams(S) else T)
+    """Blocks of queries and their length: equal ones, so that the last is not mostly padding.
+
+    Args:
+      T: Queries.
+      S: Keys.
+      block: Most queries of a block; 0 lets the backend choose, without padding if it can.
+    """
+    if block:
+        blocks = -(-T // block)
+        return blocks, -(-T // blocks)
+    if jax.default_backend() == "cpu":
+        C = max(64, SCORES // S) if streams(S) else T
+    else:
+        C = max(128, WIDE_SCORES // S)
     blocks = -(-T // C)
+    whole = [n for n in range(blocks, blocks + blocks // 2 + 1) if T % n == 0]
+    blocks = whole[0] if whole else blocks
     return blocks, -(-T // blocks)
 
 
@@ -76,7 +94,10 @@ def attend(
       dropout: Share of the probabilities that is zeroed, the rest scaled up, where there is an `rng`.
       rng: None is evaluation.
       spans: The keys of each block of queries; () is all keys for all blocks.
-      block: Queries a block (C); 0 lets the backend choose, which spans cannot.
+      block: Most queries of a block (C); 0 lets the backend choose, which spans cannot.
+
+    Raises:
+      TypeError: Forward mode alone. Over a gradient it works, as a gradient over a gradient does.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -101,11 +122,28 @@ def attend(
         key, value, poison = contain(key, value)
     # A mask may be of NumPy arrays, which an index inside a loop cannot read.
     mask = jax.tree.map(jnp.asarray, mask)
+    plain = not (block or cap or static.dropout) and bias is None and sink is None
+    # A last block of less than C queries would count as more than the kernel executes.
+    if plain and T % C == 0 and vendor.applies(query, key, value, mask, vendor.capability()):
+        alone = Hidden(mask, None, (), None)
+
+        def core(*heads):
+            return _attend(static, *heads, None, None, alone)
+
+        return vendor.attend(core, static.scale, query, key, value, mask, poison)
     hidden = Hidden(mask, poison, tuple(span.starts for span in spans), rng)
     bias = None if bias is None else bias.per_item(B, K, M)
     sink = None if sink is None else jnp.broadcast_to(sink.reshape(K, M), (B, K, M))
     bias, sink = jax.tree.map(lambda x: x.reshape(B * K, *x.shape[2:]), (bias, sink))
-    return _attend(static, query, key, value, bias, sink, hidden)
+    try:
+        return _attend(static, query, key, value, bias, sink, hidden)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "the softmax core has no forward mode (jax.jvp, jax.jacfwd): take jax.vjp, jax.grad or"
+            " jax.jacrev, over which forward mode works, or differentiate the variant's `reference`"
+        ) from error
 
 
 def _map(static, item, *xs):
