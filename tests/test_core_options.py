@@ -198,7 +198,7 @@ def test_forward_mode_is_refused_and_the_remedy_named():
         return softmax.attend(query, key, value, Mask())
 
     for forward in (lambda: jax.jvp(attend, (query,), (query,)), lambda: jax.jacfwd(attend)(query)):
-        with pytest.raises(TypeError, match="take jax.vjp, jax.grad or jax.jacrev"):
+        with pytest.raises(TypeError, match="over which forward mode works"):
             forward()
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(jax.jit(attend), (query,), (query,))

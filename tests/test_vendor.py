@@ -198,8 +198,8 @@ def test_lowers_to_the_kernel_whose_products_are_those_declared(monkeypatch):
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     for part in ("__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("):
         assert part in text
-    assert text.count('\\22mask_type\\22: \\22CAUSAL\\22') == 2
-    assert text.count('\\22sliding_window_length\\22: 5') == 2
+    assert text.count("\\22mask_type\\22: \\22CAUSAL\\22") == 2
+    assert text.count("\\22sliding_window_length\\22: 5") == 2
     many = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in shapes()]
     assert [x.shape for x in jax.eval_shape(jax.vmap(run), *many)] == [x.shape for x in many]
 
