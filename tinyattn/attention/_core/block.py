@@ -70,12 +70,14 @@ def _own(x, static, index, *, heads: bool):
 
 def block_of(static, hidden, index, i, arrays, axes) -> Block:
     """What block i of an item sees of its arrays, whose axis of keys is given for each."""
-    rows = i * static.C + jnp.arange(static.C)
+    # Or the mask of an only block is computed once, kept as an array, and read at more than it costs.
+    i, _ = jax.lax.optimization_barrier((i, index))
+    rows = static.row + i * static.C + jnp.arange(static.C)
     mask = jax.tree.map(lambda x: _own(x, static, index, heads=False)[None], hidden.mask)
     poison = None if hidden.poison is None else _own(hidden.poison, static, index, heads=True)
     if not hidden.starts:
-        columns = jnp.arange(static.S)
-        allowed = mask.allowed(rows, columns, static.S)[0] if mask.kinds else None
+        columns, end = static.column + jnp.arange(static.S), static.column + static.S
+        allowed = mask.allowed(rows, columns, end)[0] if mask.kinds else None
     else:
         reach, runs = max(static.lengths), list(_starts(static, hidden, index, i))
         cut = [(start, static.lengths[number]) for number, start in runs]
@@ -155,8 +157,7 @@ def forward(static, block: Block, query, bias, sink):
     """(out [I, t], logarithm to base 2 of the sum of powers [1, t]) of one block."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     key, turned = (x.astype(dtype) for x in block.arrays)
-    query = query.astype(dtype) * _factor(static, bias)
-    s = jnp.einsum("sh,ht->st", key, query)
+    s = jnp.einsum("sh,ht->st", key, query.astype(dtype) * _factor(static, bias))
     s = _shown(block, _scores(static, block, s, bias))
     top = s.max(0, keepdims=True)
     if sink is not None:

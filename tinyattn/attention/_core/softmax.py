@@ -4,7 +4,8 @@ Work is cut into items, one key/value head of one example with the M = N / K que
 and an item's queries into blocks. Nothing larger than a block of scores is held between forward and
 backward: the backward pass recomputes the probabilities from the saved logarithm of their sum, and needs
 no sum over keys of its own, since Σ_s p_s dp_s is dout·out. A block sees all keys, or with `Spans` only
-those that a sparse variant names, and the work of the others is never done.
+those that a sparse variant names, and the work of the others is never done. Where the mask is a band,
+long queries go in parts that see only the keys that the band reaches.
 
 Scores are [keys, queries] and every product is asked for in the layout that runs fastest on a CPU. On a
 GPU `vendor` takes over where it computes the same.
@@ -13,6 +14,7 @@ Source: Dao et al. 2022, "FlashAttention", https://arxiv.org/abs/2205.14135, alg
   the blocks of keys.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -23,46 +25,9 @@ from tinyattn.attention._core import vendor
 from tinyattn.attention._core.block import LOG2_E, Hidden, Spans, added, backward, block_of, forward
 from tinyattn.attention._core.exp2 import exp2
 from tinyattn.attention._core.layout import Static, contain, keys_of, of_keys, queries_of, tokens_of
+from tinyattn.attention._core.plan import pairs as pairs
+from tinyattn.attention._core.plan import parts, plan, streams
 from tinyattn.masks import Mask
-
-# On a CPU, up to this many keys all items go in one batched block; above, one item at a time.
-SHORT = 128
-# Scores of a head in one block above SHORT: with their probabilities they fill the second-level cache.
-SCORES = 1 << 17
-# On other devices, where a block is of all items: 16 MB, so that memory grows with the keys alone.
-WIDE_SCORES = 1 << 22
-
-
-def streams(S: int) -> bool:
-    """Whether `attend` goes item by item: a GPU has no use for work in small pieces."""
-    return S > SHORT and jax.default_backend() == "cpu"
-
-
-def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
-    """Blocks of queries and their length: equal ones, so that the last is not mostly padding.
-
-    Args:
-      T: Queries.
-      S: Keys.
-      block: Most queries of a block; 0 lets the backend choose, without padding if it can.
-    """
-    if block:
-        blocks = -(-T // block)
-        return blocks, -(-T // blocks)
-    if jax.default_backend() == "cpu":
-        C = max(64, SCORES // S) if streams(S) else T
-    else:
-        C = max(128, WIDE_SCORES // S)
-    blocks = -(-T // C)
-    whole = [n for n in range(blocks, blocks + blocks // 2 + 1) if T % n == 0]
-    blocks = whole[0] if whole else blocks
-    return blocks, -(-T // blocks)
-
-
-def pairs(T: int, S: int, block: int = 0) -> int:
-    """Query-key pairs that `attend` executes without spans, the padding of the last block included."""
-    blocks, C = plan(T, S, block)
-    return blocks * C * S
 
 
 def attend(
@@ -106,6 +71,8 @@ def attend(
     static = Static(
         T=T,
         S=S,
+        row=0,
+        column=0,
         C=C,
         K=K,
         M=M,
@@ -136,7 +103,12 @@ def attend(
     sink = None if sink is None else jnp.broadcast_to(sink.reshape(K, M), (B, K, M))
     bias, sink = jax.tree.map(lambda x: x.reshape(B * K, *x.shape[2:]), (bias, sink))
     try:
-        return _attend(static, query, key, value, bias, sink, hidden)
+        if spans:
+            return _attend(static, query, key, value, bias, sink, hidden)
+        outs = []
+        for part in parts(T, S, mask):
+            own, heads, shown = _cut(static, *part, block, (query, key, value), hidden)
+            outs.append(_attend(own, *heads, bias, sink, shown))
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
@@ -144,6 +116,20 @@ def attend(
             "the softmax core has no forward mode (jax.jvp, jax.jacfwd): take jax.vjp, jax.grad or"
             " jax.jacrev, over which forward mode works, or differentiate the variant's `reference`"
         ) from error
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
+
+
+def _cut(static, rows, columns, block: int, heads, hidden):
+    """One part: what decides its program, its queries, keys and values, and what has no gradient."""
+    T, S = rows.stop - rows.start, columns.stop - columns.start
+    own = {"T": T, "S": S, "row": rows.start, "column": columns.start}
+    static = dataclasses.replace(static, C=plan(T, S, block)[1], **own)
+    query, key, value = heads
+    if hidden.poison is not None:
+        hidden = hidden._replace(poison=hidden.poison[..., columns])
+    if rows.start and hidden.rng is not None:
+        hidden = hidden._replace(rng=jax.random.fold_in(hidden.rng, rows.start))
+    return static, (query[:, rows], key[:, columns], value[:, columns]), hidden
 
 
 def _map(static, item, *xs):

@@ -244,7 +244,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     """
     config = _own(config)
     per_pair = 2 * config.num_heads * config.width(D)
-    executed, useful = softmax.pairs(T, S, config.block), float(mask.pairs(T, S).mean())
+    executed, useful = softmax.pairs(T, S, mask, config.block), float(mask.pairs(T, S).mean())
     pairs = attention.Work(per_pair * executed, per_pair * useful)
     return {
         **_options.projection_flops(config, D=D, T=T, S=S),

@@ -113,7 +113,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     scores, mixed = count * t * S, count * t * config.k
     useful = _kept(config.k, mask, T, S)
     if config.k >= S:
-        scores = mixed = softmax.pairs(T, S)
+        scores = mixed = softmax.pairs(T, S, mask)
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),
         "scores": attention.Work(per_pair * scores, per_pair * useful),
