@@ -17,7 +17,7 @@ from tinyattn.masks import Mask
 pytestmark = pytest.mark.optimised
 
 B, N, K, H, VALUES = 2, 4, 2, 6, 3
-LENGTHS = (9, 150)  # in one batch, and in blocks
+LENGTHS = (9, 260)  # in one batch, and in blocks; under a causal mask in two parts
 
 
 def draws(T, seed=0):
