@@ -12,6 +12,7 @@ import pytest
 from tinyattn import masks
 from tinyattn.attention._core import softmax
 from tinyattn.attention._core.softmax import Spans
+from tinyattn.attention.full import dense
 from tinyattn.masks import Mask
 
 pytestmark = pytest.mark.optimised
@@ -202,6 +203,11 @@ def test_forward_mode_is_refused_and_the_remedy_named():
             forward()
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(jax.jit(attend), (query,), (query,))
+
+
+def test_a_negative_block_is_refused():
+    with pytest.raises(ValueError, match="block=-1 must be positive, or 0 for none"):
+        dense.Config(block=-1)
 
 
 def test_double_precision_is_kept(x64):

@@ -226,8 +226,6 @@ def test_a_cache_in_bfloat16_keeps_its_logarithms_in_float32():
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"sink='two' must be one of \['none', 'one', 'learned'\]"):
         dense.Config(sink="two")
-    with pytest.raises(ValueError, match="block=-1 must be positive, or 0"):
-        dense.Config(block=-1)
     with pytest.raises(ValueError, match="num_kv_heads=2 must be num_heads=4"):
         dense.Config(tie=True, num_kv_heads=2)
     config, plain = dense.Config(forget=True), dense.Config()

@@ -176,6 +176,9 @@ def test_options_stay_with_the_core(calls):
     ):
         run = functools.partial(softmax.attend, mask=Mask(), **options)
         jax.eval_shape(run, query, key, value)
+    # Values that lie side by side may be as wide as the keys.
+    aside = jax.ShapeDtypeStruct((B, T, 2 * K, H // 2), jnp.float32)
+    jax.eval_shape(functools.partial(softmax.attend, mask=Mask()), query, key, aside)
     assert not calls
     jax.eval_shape(functools.partial(softmax.attend, mask=Mask(), dropout=0.1), query, key, value)
     assert len(calls) == 1

@@ -89,7 +89,7 @@ def attend(
         key, value, poison = contain(key, value)
     # A mask may be of NumPy arrays, which an index inside a loop cannot read.
     mask = jax.tree.map(jnp.asarray, mask)
-    plain = not (block or cap or static.dropout) and bias is None and sink is None
+    plain = not (block or cap or static.dropout) and bias is sink is None and static.values == 1
     # A last block of less than C queries would count as more than the kernel executes.
     if plain and T % C == 0 and vendor.applies(query, key, value, mask, vendor.capability()):
         alone = Hidden(mask, None, (), None)

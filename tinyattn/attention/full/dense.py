@@ -58,8 +58,7 @@ class Config(attention.Heads):
       forget: Whether each token x lets fade what came before it, in each head by f = sigmoid(x w + b).
         The mask must be causal.
       tie: Whether one projection makes queries and keys; needs as many key heads as query heads.
-      block: Most queries that are computed at once (tokens); 0 lets the backend choose, and on a GPU its
-        own kernel.
+      block: Most queries computed at once (tokens); 0 is the backend's choice, on a GPU its own kernel.
     """
 
     cap: float = 0.0
@@ -72,10 +71,10 @@ class Config(attention.Heads):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.block < 0:
-            raise ValueError(f"block={self.block} must be positive, or 0 for the backend's own")
-        if self.cap < 0:
-            raise ValueError(f"cap={self.cap} must be positive, or 0 for none")
+        if min(self.cap, self.block) < 0:
+            raise ValueError(
+                f"cap={self.cap} and block={self.block} must be positive, or 0 for none"
+            )
         if self.sink not in SINKS:
             raise ValueError(f"sink={self.sink!r} must be one of {list(SINKS)}")
         if self.tie and self.kv_heads != self.num_heads:
