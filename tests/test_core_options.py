@@ -206,7 +206,7 @@ def test_forward_mode_is_refused_and_the_remedy_named():
 
 
 def test_a_negative_block_is_refused():
-    with pytest.raises(ValueError, match="block=-1 must be positive, or 0 for none"):
+    with pytest.raises(ValueError, match="block=-1 must be positive, or 0"):
         dense.Config(block=-1)
 
 

@@ -72,9 +72,7 @@ class Config(attention.Heads):
     def __post_init__(self):
         super().__post_init__()
         if min(self.cap, self.block) < 0:
-            raise ValueError(
-                f"cap={self.cap} and block={self.block} must be positive, or 0 for none"
-            )
+            raise ValueError(f"cap={self.cap} and block={self.block} must be positive, or 0")
         if self.sink not in SINKS:
             raise ValueError(f"sink={self.sink!r} must be one of {list(SINKS)}")
         if self.tie and self.kv_heads != self.num_heads:
