@@ -234,7 +234,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     unused = {"key"} if config.kind == "dense" else {"key", "query"}
     parts = {name: part for name, part in parts.items() if name not in unused}
-    executed, useful = softmax.pairs(T, S), float(mask.pairs(T, S).mean())
+    executed, useful = softmax.pairs(T, S, mask), float(mask.pairs(T, S).mean())
     if config.kind == "random" and not config.rank:
         count, t = pieces.plan(T, 0, S, SCORES, pieces.FEWEST)
         return parts | {"mix": attention.Work(2 * N * H * count * t * S, 2 * N * H * useful)}

@@ -52,13 +52,12 @@ class Part(NamedTuple):
     def blocks(self) -> int:
         return -(-len(self.rows) // self.C)
 
-    @property
-    def executed(self) -> int:
+    def executed(self, mask: Mask) -> int:
         """Pairs that are run, the padding of the last block included."""
         if not len(self.columns):
             return 0
         if not self.runs:
-            return softmax.pairs(len(self.rows), len(self.columns))
+            return softmax.pairs(len(self.rows), len(self.columns), mask)
         keys = sum(run.starts.shape[1] * run.length for run in self.runs)
         return self.blocks * self.C * keys
 

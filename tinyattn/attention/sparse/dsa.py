@@ -238,7 +238,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     useful = topk.flops(config, mask, D=D, T=T, S=S)["mix"].useful
     per_pair = 2 * config.num_heads * H
     if config.k >= S:
-        pairs = attention.Work(per_pair * softmax.pairs(T, S), useful)
+        pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     count, t = plan(config, T, S, H)
     pairs = attention.Work(per_pair * count * t * config.k, useful)

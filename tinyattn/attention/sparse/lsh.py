@@ -224,7 +224,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     useful = 2 * N * H * float(shares.sum(-1).mean())
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     if config.buckets == 1 and config.span >= T:
-        pairs = attention.Work(2 * N * H * softmax.pairs(T, S), useful)
+        pairs = attention.Work(2 * N * H * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     count, t, span = plan(config, T)
     per_token = 2 * H * config.rounds * (config.buckets // 2)

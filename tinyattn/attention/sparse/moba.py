@@ -237,7 +237,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     useful = per_pair * float((before[:, end] - before[:, first]).sum(-1).mean())
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     if config.top >= blocks:
-        pairs = attention.Work(per_pair * softmax.pairs(T, S), useful)
+        pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     own = np.arange(T) // config.block
     ranked = int(own.sum()) if mask.lookahead == 0 else T * (blocks - 1)

@@ -236,7 +236,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     held = np.add.reduceat(valid, starts, axis=-1) > 0
     shown = held * (np.maximum(T - starts - C + 1, 0) if causal else T)
     shown, per_pair = float(shown.sum(-1).mean()), 4 * N * H
-    executed = softmax.pairs(T, S) if config.top >= blocks else count * t * config.top * C
+    executed = softmax.pairs(T, S, mask) if config.top >= blocks else count * t * config.top * C
     near = window.flops(local(config), mask, D=D, T=T, S=S)
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),

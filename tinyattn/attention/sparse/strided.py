@@ -83,7 +83,8 @@ def plan(config: Config, mask: Mask, T: int) -> Plan:
     stride = min(config.stride, T)
     near = window.plan(window.Config(window=stride, block=config.block), mask, T)
     length, dense = -(-T // stride), softmax.pairs(T, T)
-    executed = stride * softmax.pairs(length, length)
+    far = _residues.mask_apart(Mask(lookback=mask.lookback, lookahead=mask.lookahead), stride, 1, T)
+    executed = stride * softmax.pairs(length, length, far)
     executed += near.blocks * near.C * (near.behind + near.C + near.ahead)
     return Plan(near, stride, executed) if executed < dense else Plan(None, stride, dense)
 

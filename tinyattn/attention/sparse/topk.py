@@ -116,7 +116,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     useful = per_pair * _kept(config.k, mask, T, S)
     if config.k >= S:
-        pairs = attention.Work(per_pair * softmax.pairs(T, S), useful)
+        pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     count, t = pieces.plan(T, config.piece, S, SCORES)
     pairs = attention.Work(per_pair * count * t * config.k, useful)

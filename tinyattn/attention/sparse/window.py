@@ -69,7 +69,7 @@ def plan(config: Config, mask: Mask, T: int) -> Plan:
     band = mask & masks.window(config.window)
     behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
     blocks = -(-T // C)
-    if blocks * C * (behind + C + ahead) >= softmax.pairs(T, T):
+    if blocks * C * (behind + C + ahead) >= softmax.pairs(T, T, band):
         return Plan(1, T, 0, 0)
     return Plan(blocks, C, behind, ahead)
 
@@ -148,11 +148,13 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     """All pairs of a block and its keys are executed; those in the band are useful. FLOPs an example."""
     d = min(config.dilation, T)
     length = -(-T // d)
-    band = Mask(lookback=mask.lookback, lookahead=mask.lookahead)
-    blocks, C, behind, ahead = plan(config, _residues.mask_apart(band, d, 1, T), length)
+    apart = _residues.mask_apart(Mask(lookback=mask.lookback, lookahead=mask.lookahead), d, 1, T)
+    blocks, C, behind, ahead = plan(config, apart, length)
     per_pair = 2 * config.num_heads * config.width(D)
     allowed = (mask & _shown(config, T)).pairs(T, S).mean()
-    executed = blocks * C * (behind + C + ahead) if blocks > 1 else softmax.pairs(length, length)
+    executed = blocks * C * (behind + C + ahead)
+    if blocks == 1:
+        executed = softmax.pairs(length, length, apart & masks.window(config.window))
     pairs = attention.Work(per_pair * d * executed, per_pair * float(allowed))
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),
