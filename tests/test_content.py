@@ -122,9 +122,10 @@ def test_only_kept_pairs_have_gradients():
 
 
 @pytest.mark.parametrize("length", [512, 2048, 8192])
-def test_top_k_scores_are_dense_and_its_mix_is_not(length):
+def test_the_choice_of_top_k_is_dense_and_attention_is_not(length):
     assert core("topk", length, k=16) == {
-        "scores": 2 * 8 * length * length,
+        "choice": 2 * 8 * length * length,
+        "scores": 2 * 8 * length * 16,
         "mix": 2 * 8 * length * 16,
     }
 

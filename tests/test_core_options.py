@@ -12,12 +12,13 @@ import pytest
 from tinyattn import masks
 from tinyattn.attention._core import softmax
 from tinyattn.attention._core.softmax import Spans
+from tinyattn.attention.full import dense
 from tinyattn.masks import Mask
 
 pytestmark = pytest.mark.optimised
 
 B, N, K, H, VALUES = 2, 4, 2, 6, 3
-LENGTHS = (9, 150)  # in one batch, and in blocks
+LENGTHS = (9, 260)  # in one batch, and in blocks; under a causal mask in two parts
 
 
 def draws(T, seed=0):
@@ -170,28 +171,43 @@ def test_nan_stays_behind_the_mask(T):
 
 @pytest.mark.parametrize("T", LENGTHS)
 def test_differentiable_twice(T):
+    """By a gradient of the gradient, and by forward mode over it, as Hessian-vector products take it."""
     query, key, value, weight = draws(T)
     mask = masks.causal()
 
     def curvature(attend):
-        def loss(q):
-            return (jnp.square(attend(q, key, value)) * weight).sum()
-
         def slope(q):
-            return (jax.grad(loss)(q) * query).sum()
+            return jax.grad(lambda q: (jnp.square(attend(q, key, value)) * weight).sum())(q)
 
-        return jax.jit(jax.grad(slope))(query)
+        def run(q):
+            forward = jax.jvp(slope, (q,), (query,))[1]
+            return jax.grad(lambda q: (slope(q) * query).sum())(q), forward
+
+        return jax.jit(run)(query)
 
     got = curvature(lambda q, k, v: softmax.attend(q, k, v, mask))
-    want = curvature(lambda q, k, v: plain(q, k, v, mask.dense(T, T)[:, None]))
+    want, _ = curvature(lambda q, k, v: plain(q, k, v, mask.dense(T, T)[:, None]))
     assert np.abs(want).max() > 0.1
-    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max(), rtol=1e-4)
+    for way in got:
+        np.testing.assert_allclose(way, want, atol=1e-4 * np.abs(want).max(), rtol=1e-4)
 
 
-def test_forward_mode_is_refused_with_an_error():
+def test_forward_mode_is_refused_and_the_remedy_named():
     query, key, value, _ = draws(9)
+
+    def attend(query):
+        return softmax.attend(query, key, value, Mask())
+
+    for forward in (lambda: jax.jvp(attend, (query,), (query,)), lambda: jax.jacfwd(attend)(query)):
+        with pytest.raises(TypeError, match="over which forward mode works"):
+            forward()
     with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(lambda q: softmax.attend(q, key, value, Mask()), (query,), (query,))
+        jax.jvp(jax.jit(attend), (query,), (query,))
+
+
+def test_a_negative_block_is_refused():
+    with pytest.raises(ValueError, match="block=-1 must be positive, or 0"):
+        dense.Config(block=-1)
 
 
 def test_double_precision_is_kept(x64):

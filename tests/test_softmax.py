@@ -127,18 +127,20 @@ def test_vmap_over_heads_and_masks_equals_a_loop():
             np.testing.assert_allclose(got[i], want, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize(("T", "S"), [(301, 301), (301, 150), (5, 200)])
-def test_declared_equals_counted_flops(T, S):
-    """301 queries make three blocks of 101, whose padding is executed as well."""
+@pytest.mark.parametrize("mask", [Mask(), masks.causal(), Mask(lookback=90), masks.window(90)])
+@pytest.mark.parametrize(("T", "S"), [(1409, 1409), (301, 150), (150, 301), (5, 200)])
+def test_declared_equals_counted_flops(T, S, mask):
+    """1409 queries make blocks with padding, which is executed as well; a band leaves keys out."""
     D, config = N * H, dense.Config(num_heads=N, num_kv_heads=2)
-    layer = dense.Attention(config)
-    inputs, memory = (jax.ShapeDtypeStruct((1, n, D), jnp.float32) for n in (T, S))
-    params = jax.eval_shape(layer.init, jax.random.PRNGKey(0), inputs, memory)
-    declared = dense.flops(config, Mask(), D=D, T=T, S=S)
-    assert declared["mix"] == attention.Work(2 * D * softmax.pairs(T, S), 2 * D * T * S)
-    counted = cost.count(layer.apply, params, inputs, memory).products
-    assert sum(part.executed for part in declared.values()) == counted
-    assert T * S <= softmax.pairs(T, S) < 1.01 * T * S
+    declared = dense.flops(config, mask, D=D, T=T, S=S)
+    executed, useful = softmax.pairs(T, S, mask), mask.pairs(T, S).item()
+    assert declared["mix"] == attention.Work(2 * D * executed, 2 * D * useful)
+    make = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    heads = make((1, T, N, H)), make((1, S, 2, H)), make((1, S, 2, H))
+    counted = cost.count(functools.partial(dense.attend, config, mask=mask), *heads)
+    assert counted.products == declared["scores"].executed + declared["mix"].executed
+    assert useful <= executed <= softmax.pairs(T, S) < 1.02 * T * S
+    assert T < 1024 or not mask.kinds or executed < 0.7 * T * S
 
 
 def test_memory_grows_with_the_length_and_not_with_its_square():

@@ -203,7 +203,7 @@ def test_the_state_of_longformer_is_of_one_size_for_any_length():
         ("blocks", {"block": 8, "layout": ("10", "01")}, lambda P: P / 2),
         ("strided", {"stride": 16}, lambda P: 16 + P / 16 - 1),
         ("fixed", {"stride": 16, "summary": 2}, lambda P: 16 + 2 * (P / 16 - 1)),
-        ("topk", {"k": 8}, lambda P: (P + 8) / 2),
+        ("topk", {"k": 8}, lambda P: P / 2 + 8),
         ("moba", {"block": 16, "top": 3}, lambda P: 3 * 16 + (P / 16 - 1) / 2),
         ("nsa", {"block": 16, "top": 3, "window": 8}, lambda P: 3 * 16 + 8 + P / 16),
         # Two rounds of spans; four axes that six heads are turned to.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tinyattn import biases, cost, masks
+from tinyattn.attention._core import pieces
 from tinyattn.attention.full import dense, synthesizer
 from tinyattn.masks import Mask
 
@@ -60,6 +61,7 @@ def test_a_token_makes_its_own_scores_from_its_positive_features():
 
 def test_a_table_in_several_pieces(monkeypatch):
     monkeypatch.setattr(synthesizer, "SCORES", 5 * T)
+    monkeypatch.setattr(pieces, "FEWEST", 1)
     config = synthesizer.Config(num_kv_heads=2, kind="random", length=T + 2)
     query, value = normal(0, B, T, N, H), normal(2, B, T, 2, H)
     given = value, normal(7, N, T + 2, T + 2)

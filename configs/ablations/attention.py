@@ -48,7 +48,7 @@ def rows():
     yield "bigbird", {"model.attention": attention("bigbird", block=2, window_blocks=1)}
     yield "blocks", {"model.attention": attention("blocks", block=4, layout=("1100", "0110"))}
     yield "fixed", {"model.attention": attention("fixed", stride=4, summary=1)}
-    yield "strided", {"model.attention": attention("strided", stride=4, tile=1)}
+    yield "strided", {"model.attention": attention("strided", stride=4)}
     yield "top-k", {"model.attention": attention("topk", k=4)}
     yield "MoBA", {"model.attention": attention("moba", block=4, top=2)}
     yield "LSH", {"model.attention": attention("lsh")}

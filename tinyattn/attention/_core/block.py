@@ -70,12 +70,14 @@ def _own(x, static, index, *, heads: bool):
 
 def block_of(static, hidden, index, i, arrays, axes) -> Block:
     """What block i of an item sees of its arrays, whose axis of keys is given for each."""
-    rows = i * static.C + jnp.arange(static.C)
+    # Or the mask of an only block is computed once, kept as an array, and read at more than it costs.
+    i, _ = jax.lax.optimization_barrier((i, index))
+    rows = static.row + i * static.C + jnp.arange(static.C)
     mask = jax.tree.map(lambda x: _own(x, static, index, heads=False)[None], hidden.mask)
     poison = None if hidden.poison is None else _own(hidden.poison, static, index, heads=True)
     if not hidden.starts:
-        columns = jnp.arange(static.S)
-        allowed = mask.allowed(rows, columns, static.S)[0] if mask.kinds else None
+        columns, end = static.column + jnp.arange(static.S), static.column + static.S
+        allowed = mask.allowed(rows, columns, end)[0] if mask.kinds else None
     else:
         reach, runs = max(static.lengths), list(_starts(static, hidden, index, i))
         cut = [(start, static.lengths[number]) for number, start in runs]
@@ -104,31 +106,15 @@ def block_of(static, hidden, index, i, arrays, axes) -> Block:
     return Block(rows, columns, arrays, allowed, poison, keep)
 
 
-@jax.custom_vjp
-def _product(key, turned, query):
-    """[s, h], the same as [h, s] for the gradient of the query, and [h, t] to [s, t]."""
-    return jnp.einsum("sh,ht->st", key, query)
+def _factor(static, bias) -> float:
+    """What queries are multiplied by before the product: all of the scale, if nothing comes after it."""
+    return static.scale * (1.0 if static.cap or bias is not None else LOG2_E)
 
 
-def _product_bwd(saved, ds):
-    turned, query = saved
-    return jnp.einsum("st,ht->sh", ds, query), None, jnp.einsum("st,hs->ht", ds, turned)
-
-
-_product.defvjp(lambda key, *rest: (_product(key, *rest), rest), _product_bwd)
-
-
-def _scores(static, block: Block, key, turned, query, bias):
-    """In units of log 2, so that probabilities are powers of two; [s, t].
-
-    Without `turned` keys a gradient of this is the compiler's choice: only a second derivative asks for it.
-    """
-    product = functools.partial(_product, key, turned)
-    if turned is None:
-        product = functools.partial(jnp.einsum, "sh,ht->st", key)
+def _scores(static, block: Block, s, bias):
+    """Products [s, t] in units of log 2, so that probabilities are powers of two."""
     if not static.cap and bias is None:
-        return product(query * (LOG2_E * static.scale))
-    s = product(query * static.scale)
+        return s
     if static.cap:
         s = static.cap * jnp.tanh(s / static.cap)
     if bias is not None:
@@ -171,7 +157,8 @@ def forward(static, block: Block, query, bias, sink):
     """(out [I, t], logarithm to base 2 of the sum of powers [1, t]) of one block."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     key, turned = (x.astype(dtype) for x in block.arrays)
-    s = _shown(block, _scores(static, block, key, None, query.astype(dtype), bias))
+    s = jnp.einsum("sh,ht->st", key, query.astype(dtype) * _factor(static, bias))
+    s = _shown(block, _scores(static, block, s, bias))
     top = s.max(0, keepdims=True)
     if sink is not None:
         sink = jnp.repeat(sink.astype(dtype) * LOG2_E, static.C)[None]
@@ -189,13 +176,17 @@ def backward(static, block: Block, query, bias, lse, delta, dout):
     """Gradients of one block: query [H, t], bias, key [s, H], value [s, I]."""
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     key, turned, value, query, dout = (x.astype(dtype) for x in (*block.arrays, query, dout))
-    s, pull = jax.vjp(lambda *x: _scores(static, block, x[0], turned, *x[1:]), key, query, bias)
+    factor = _factor(static, bias)
+    query = query * factor
+    s = jnp.einsum("sh,ht->st", key, query)
+    s, pull = jax.vjp(functools.partial(_scores, static, block), s, bias)
     p = _powers(block, _shown(block, s), lse)
     dvalue = _value_product(static, "st,ht->sh", _kept(static, block, p), dout)
     dp = _kept(static, block, _value_product(static, "sh,ht->st", value, dout))
     # Scores are in units of log 2: the derivative of 2^s is p ln 2.
-    dkey, dquery, dbias = pull(p * (dp - delta) * math.log(2))
-    return dquery, dbias, dkey, dvalue
+    ds, dbias = pull(p * (dp - delta) * math.log(2))
+    dquery = jnp.einsum("st,hs->ht", ds, turned) * factor
+    return dquery, dbias, jnp.einsum("st,ht->sh", ds, query), dvalue
 
 
 def added(static, hidden, index, i, sums, new):

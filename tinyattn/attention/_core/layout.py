@@ -10,11 +10,14 @@ import jax.numpy as jnp
 class Static:
     """What decides the program: T queries in blocks of C, S keys, K heads of keys, each with M of queries.
 
-    `values` is how many heads of values a head of keys has, which lie side by side along its width.
+    `values` is how many heads of values a head of keys has, which lie side by side along its width. The
+    first query is at position `row`, the first key at `column`.
     """
 
     T: int
     S: int
+    row: int
+    column: int
     C: int
     K: int
     M: int

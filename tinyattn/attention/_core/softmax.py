@@ -4,47 +4,31 @@ Work is cut into items, one key/value head of one example with the M = N / K que
 and an item's queries into blocks. Nothing larger than a block of scores is held between forward and
 backward: the backward pass recomputes the probabilities from the saved logarithm of their sum, and needs
 no sum over keys of its own, since Σ_s p_s dp_s is dout·out. A block sees all keys, or with `Spans` only
-those that a sparse variant names, and the work of the others is never done.
+those that a sparse variant names, and the work of the others is never done. Where the mask is a band,
+long queries go in parts that see only the keys that the band reaches. Softmaxes over parts of the keys
+`merge` into one.
 
-Scores are [keys, queries] and every product is asked for in the layout that runs fastest on a CPU.
+Scores are [keys, queries] and every product is asked for in the layout that runs fastest on a CPU. On a
+GPU `vendor` takes over where it computes the same.
 
 Source: Dao et al. 2022, "FlashAttention", https://arxiv.org/abs/2205.14135, algorithms 1 and 4, without
   the blocks of keys.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
+from tinyattn.attention._core import vendor
 from tinyattn.attention._core.block import LOG2_E, Hidden, Spans, added, backward, block_of, forward
 from tinyattn.attention._core.exp2 import exp2
 from tinyattn.attention._core.layout import Static, contain, keys_of, of_keys, queries_of, tokens_of
+from tinyattn.attention._core.plan import pairs as pairs
+from tinyattn.attention._core.plan import parts, plan, streams
 from tinyattn.masks import Mask
-
-# On a CPU, up to this many keys all items go in one batched block; above, one item at a time.
-SHORT = 128
-# Scores of a head in one block above SHORT: with their probabilities they fill the second-level cache.
-SCORES = 1 << 17
-
-
-def streams(S: int) -> bool:
-    """Whether `attend` goes item by item: a GPU has no use for work in small pieces."""
-    return S > SHORT and jax.default_backend() == "cpu"
-
-
-def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
-    """Blocks of queries and their length: equal ones, so that the last is not mostly padding."""
-    C = block or (max(64, SCORES // S) if streams(S) else T)
-    blocks = -(-T // C)
-    return blocks, -(-T // blocks)
-
-
-def pairs(T: int, S: int, block: int = 0) -> int:
-    """Query-key pairs that `attend` executes without spans, the padding of the last block included."""
-    blocks, C = plan(T, S, block)
-    return blocks * C * S
 
 
 def attend(
@@ -61,6 +45,7 @@ def attend(
     rng=None,
     spans: tuple[Spans, ...] = (),
     block: int = 0,
+    return_lse: bool = False,
 ):
     """softmax(cap tanh(scale query·key / cap) + bias) value over the allowed keys, [B, T, N, I].
 
@@ -76,7 +61,13 @@ def attend(
       dropout: Share of the probabilities that is zeroed, the rest scaled up, where there is an `rng`.
       rng: None is evaluation.
       spans: The keys of each block of queries; () is all keys for all blocks.
-      block: Queries a block (C); 0 lets the backend choose, which spans cannot.
+      block: Most queries of a block (C); 0 lets the backend choose, which spans cannot.
+      return_lse: Whether to return (out, lse), where lse is the logarithm of the sum of the exponentials,
+        [B, T, N] in float32 or wider: what `merge` needs. Where a query may see no key it is below -1e29,
+        and finite, so that no difference of two of them is NaN.
+
+    Raises:
+      TypeError: Forward mode alone. Over a gradient it works, as a gradient over a gradient does.
     """
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -85,6 +76,8 @@ def attend(
     static = Static(
         T=T,
         S=S,
+        row=0,
+        column=0,
         C=C,
         K=K,
         M=M,
@@ -101,11 +94,67 @@ def attend(
         key, value, poison = contain(key, value)
     # A mask may be of NumPy arrays, which an index inside a loop cannot read.
     mask = jax.tree.map(jnp.asarray, mask)
+    asked = block or cap or static.dropout or return_lse or bias is not None or sink is not None
+    plain = not asked and static.values == 1
+    # A last block of less than C queries would count as more than the kernel executes.
+    if plain and T % C == 0 and vendor.applies(query, key, value, mask, vendor.capability()):
+        alone = Hidden(mask, None, (), None)
+
+        def core(*heads):
+            return _attend(static, *heads, None, None, alone)[0]
+
+        return vendor.attend(core, static.scale, query, key, value, mask, poison)
     hidden = Hidden(mask, poison, tuple(span.starts for span in spans), rng)
     bias = None if bias is None else bias.per_item(B, K, M)
     sink = None if sink is None else jnp.broadcast_to(sink.reshape(K, M), (B, K, M))
     bias, sink = jax.tree.map(lambda x: x.reshape(B * K, *x.shape[2:]), (bias, sink))
-    return _attend(static, query, key, value, bias, sink, hidden)
+    try:
+        if spans:
+            found = [_attend(static, query, key, value, bias, sink, hidden)]
+        else:
+            found = []
+            for part in parts(T, S, mask):
+                own, heads, shown = _cut(static, *part, block, (query, key, value), hidden)
+                found.append(_attend(own, *heads, bias, sink, shown))
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "the softmax core has no forward mode (jax.jvp, jax.jacfwd): take jax.vjp, jax.grad or"
+            " jax.jacrev, over which forward mode works, or differentiate the variant's `reference`"
+        ) from error
+    out, lse = found[0] if len(found) == 1 else map(_joined, zip(*found, strict=True))
+    return (out, lse) if return_lse else out
+
+
+def _joined(rows):
+    return jnp.concatenate(rows, axis=1)
+
+
+def _cut(static, rows, columns, block: int, heads, hidden):
+    """One part: what decides its program, its queries, keys and values, and what has no gradient."""
+    T, S = rows.stop - rows.start, columns.stop - columns.start
+    own = {"T": T, "S": S, "row": rows.start, "column": columns.start}
+    static = dataclasses.replace(static, C=plan(T, S, block)[1], **own)
+    query, key, value = heads
+    if hidden.poison is not None:
+        hidden = hidden._replace(poison=hidden.poison[..., columns])
+    if rows.start and hidden.rng is not None:
+        hidden = hidden._replace(rng=jax.random.fold_in(hidden.rng, rows.start))
+    return static, (query[:, rows], key[:, columns], value[:, columns]), hidden
+
+
+def merge(parts) -> jax.Array:
+    """One softmax from those over parts of the keys: Σ_i exp(lse_i - lse) out_i, [B, T, N, I].
+
+    Args:
+      parts: (out [B, T, N, I], lse [B, T, N]) of each, as `attend` returns them; no pair is in two.
+        A query that sees no key in any of them gives zeros.
+    """
+    outs, lses = zip(*parts, strict=True)
+    shares = jax.nn.softmax(jnp.stack(lses), axis=0)
+    total = sum(share[..., None] * out for share, out in zip(shares, outs, strict=True))
+    return total.astype(outs[0].dtype)
 
 
 def _map(static, item, *xs):
@@ -132,8 +181,8 @@ def _attend_fwd(static, query, key, value, bias, sink, hidden):
 
     laid = queries_of(static, query), keys_of(static, key), keys_of(static, value, turned=True)
     out, lse = _map(static, item, *laid, bias, sink)
-    out = tokens_of(static, out)
-    return out, (query, key, value, bias, sink, hidden, out, lse)
+    out, shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
+    return (out, shown), (query, key, value, bias, sink, hidden, out, lse)
 
 
 def _each(function, queries):
@@ -143,11 +192,13 @@ def _each(function, queries):
     return jax.lax.map(function, (jnp.arange(queries.shape[0]), queries))
 
 
-def _attend_bwd(static, saved, dout):
+def _attend_bwd(static, saved, cotangents):
     query, key, value, bias, sink, hidden, out, lse = saved
+    dout, dlse = cotangents
     wide = jnp.promote_types(out.dtype, jnp.float32)
-    delta = (out.astype(wide) * dout.astype(wide)).sum(-1, keepdims=True)
-    delta = queries_of(static, delta)  # [items, blocks, 1, t]
+    # The gradient of a score is p (dp - dout·out), and p dlse more by way of the logarithm.
+    delta = (out.astype(wide) * dout.astype(wide)).sum(-1) - dlse
+    delta = queries_of(static, delta[..., None])  # [items, blocks, 1, t]
 
     def item(index, queries, key, turned_key, value, bias, lse, delta, dout):
         def one(sums, x):
@@ -174,7 +225,7 @@ def _attend_bwd(static, saved, dout):
     dbias = jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, bias)
     dsink = None
     if sink is not None:
-        # The sink's own probability moves only the sum, Σ_s p_s dp_s = dout·out.
+        # The sink's own probability moves only the sum, and has no dp.
         shape = (*lse.shape[:2], static.M, static.C)
         p = exp2((sink.astype(wide) * LOG2_E)[:, None, :, None] - lse.reshape(shape))
         dsink = -(p * delta.reshape(shape)).sum((1, 3)).astype(sink.dtype)

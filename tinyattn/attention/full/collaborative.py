@@ -162,7 +162,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     N, K, H = config.num_heads, config.kv_heads, config.width(D)
     R = config.shared(H)
     layers = {"query": T * D * R, "key": S * D * R, "value": S * D * K * H, "out": T * N * H * D}
-    executed, useful = softmax.pairs(T, S), float(mask.pairs(T, S).mean())
+    executed, useful = softmax.pairs(T, S, mask), float(mask.pairs(T, S).mean())
     core = {"scores": 2 * N * R, "mix": 2 * N * H}
     return {
         **{name: attention.products(n) for name, n in layers.items()},

@@ -36,7 +36,7 @@ DENSE_WHEN = {}
 CASES = (
     {},
     {"num_kv_heads": 2, "head_dim": 5, "sink": "learned", "gate": True},
-    {"cap": 1.0, "qk_norm": True, "sink": "one", "tie": True},
+    {"cap": 1.0, "qk_norm": True, "sink": "one", "tie": True, "block": 5},
 )
 SINKS = ("none", "one", "learned")
 # Root mean squares below this are taken as it, so that a zero query has a gradient.
@@ -58,6 +58,7 @@ class Config(attention.Heads):
       forget: Whether each token x lets fade what came before it, in each head by f = sigmoid(x w + b).
         The mask must be causal.
       tie: Whether one projection makes queries and keys; needs as many key heads as query heads.
+      block: Most queries computed at once (tokens); 0 is the backend's choice, on a GPU its own kernel.
     """
 
     cap: float = 0.0
@@ -66,11 +67,12 @@ class Config(attention.Heads):
     gate: bool = False
     forget: bool = False
     tie: bool = False
+    block: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.cap < 0:
-            raise ValueError(f"cap={self.cap} must be positive, or 0 for none")
+        if min(self.cap, self.block) < 0:
+            raise ValueError(f"cap={self.cap} and block={self.block} must be positive, or 0")
         if self.sink not in SINKS:
             raise ValueError(f"sink={self.sink!r} must be one of {list(SINKS)}")
         if self.tie and self.kv_heads != self.num_heads:
@@ -120,7 +122,8 @@ def _mix(config: Config, query, key, value, mask, bias, sink, gate) -> jax.Array
         query, key = _normed(query), _normed(key)
     if config.sink == "one":
         sink = jnp.zeros(query.shape[2])
-    out = softmax.attend(query, key, value, mask, cap=config.cap, bias=bias, sink=sink)
+    options = {"cap": config.cap, "bias": bias, "sink": sink, "block": config.block}
+    out = softmax.attend(query, key, value, mask, **options)
     if config.gate:
         wide = jnp.promote_types(out.dtype, jnp.float32)
         out = (out.astype(wide) * jax.nn.sigmoid(gate.astype(wide))).astype(out.dtype)
@@ -236,12 +239,12 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
 
     With `tie`, S = T is the queries' own sequence.
     """
+    config = _own(config)
     per_pair = 2 * config.num_heads * config.width(D)
-    pairs = attention.Work(
-        per_pair * softmax.pairs(T, S), per_pair * float(mask.pairs(T, S).mean())
-    )
+    executed, useful = softmax.pairs(T, S, mask, config.block), float(mask.pairs(T, S).mean())
+    pairs = attention.Work(per_pair * executed, per_pair * useful)
     return {
-        **_options.projection_flops(_own(config), D=D, T=T, S=S),
+        **_options.projection_flops(config, D=D, T=T, S=S),
         "scores": pairs,
         "mix": pairs,
     }

@@ -191,7 +191,7 @@ class Attention(attention.Shell):
 def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, attention.Work]:
     """Both maps are multiplied with values of width 2H, where their difference alone needs it."""
     per_pair = 2 * config.num_heads * config.width(D)
-    executed = per_pair * softmax.pairs(T, S)
+    executed = per_pair * softmax.pairs(T, S, mask)
     useful = per_pair * float(mask.pairs(T, S).mean())
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),

@@ -238,7 +238,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
         parts["query_latent"] = T * D * width
     parts |= {"key": S * D * Hr, "latent": S * D * R, "out": T * N * H * D}
     parts |= {"up_key": S * R * N * H, "up_value": S * R * N * H}
-    executed, useful = softmax.pairs(T, S), float(mask.pairs(T, S).mean())
+    executed, useful = softmax.pairs(T, S, mask), float(mask.pairs(T, S).mean())
     core = {"scores": 2 * N * (H + Hr), "mix": 2 * N * H}
     return {
         **{name: attention.products(n) for name, n in parts.items()},

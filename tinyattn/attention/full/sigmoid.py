@@ -35,7 +35,7 @@ class Config(attention.Heads):
     """
     Attributes:
       length: The n of the offset -log n, the same for all queries; 0 is as many keys as each may see.
-      piece: Queries whose scores are held at a time; 0 is as many as make 2^17 scores.
+      piece: Queries whose scores are held at a time; 0 is as many as make 2^17 scores, at least 64.
     """
 
     length: int = 0
@@ -55,7 +55,7 @@ def attend(config: Config, query, key, value, mask: Mask, bias=None) -> jax.Arra
     attention.check(__name__, SUPPORTS, mask)
     size = attention.check_shapes(query, key, value)
     B, T, S, N, K, H = (size[axis] for axis in "BTSNKH")
-    count, t = pieces.plan(T, config.piece, S, SCORES)
+    count, t = pieces.plan(T, config.piece, S, SCORES, pieces.FEWEST)
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
     key, value, poison = pieces.contained(key, value, dtype)
     bias = None if bias is None else bias.per_item(B, K, N // K)
@@ -113,7 +113,7 @@ class Attention(attention.Shell):
 
 def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, attention.Work]:
     """Every pair is executed; only allowed pairs are useful. FLOPs an example."""
-    count, t = pieces.plan(T, config.piece, S, SCORES)
+    count, t = pieces.plan(T, config.piece, S, SCORES, pieces.FEWEST)
     per_pair = 2 * config.num_heads * config.width(D)
     pairs = attention.Work(per_pair * count * t * S, per_pair * float(mask.pairs(T, S).mean()))
     return {**attention.projection_flops(config, D=D, T=T, S=S), "scores": pairs, "mix": pairs}

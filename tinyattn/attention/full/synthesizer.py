@@ -151,7 +151,7 @@ def _fits(config: Config, T: int) -> None:
 def _mix_table(table, value, mask: Mask, bias) -> jax.Array:
     """Softmax of a table [N, T, S] over allowed keys, times the values [B, S, K, H]."""
     (N, T, S), (B, _, K, H) = table.shape, value.shape
-    count, t = pieces.plan(T, 0, S, SCORES)
+    count, t = pieces.plan(T, 0, S, SCORES, pieces.FEWEST)
     _, value, poison = pieces.contained(value, value, value.dtype)
     bias = None if bias is None else bias.per_item(B, K, N // K)
 
@@ -234,9 +234,9 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     unused = {"key"} if config.kind == "dense" else {"key", "query"}
     parts = {name: part for name, part in parts.items() if name not in unused}
-    executed, useful = softmax.pairs(T, S), float(mask.pairs(T, S).mean())
+    executed, useful = softmax.pairs(T, S, mask), float(mask.pairs(T, S).mean())
     if config.kind == "random" and not config.rank:
-        count, t = pieces.plan(T, 0, S, SCORES)
+        count, t = pieces.plan(T, 0, S, SCORES, pieces.FEWEST)
         return parts | {"mix": attention.Work(2 * N * H * count * t * S, 2 * N * H * useful)}
     width = config.rank or H
     return parts | {

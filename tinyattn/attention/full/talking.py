@@ -35,7 +35,7 @@ SCORES = 1 << 17
 class Config(attention.Heads):
     """
     Attributes:
-      piece: Queries whose scores are held at a time; 0 is as many as make 2^17 scores.
+      piece: Queries whose scores are held at a time; 0 is as many as make 2^17 scores, at least 64.
     """
 
     piece: int = 0
@@ -77,7 +77,7 @@ def attend(config: Config, query, key, value, mask: Mask, before, after, bias=No
     attention.check(__name__, SUPPORTS, mask)
     size = attention.check_shapes(query, key, value)
     B, T, S, N, K, H = (size[axis] for axis in "BTSNKH")
-    count, t = pieces.plan(T, config.piece, S, SCORES)
+    count, t = pieces.plan(T, config.piece, S, SCORES, pieces.FEWEST)
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
     before, after = before.astype(dtype), after.astype(dtype)
     key, value, poison = pieces.contained(key, value, dtype)
@@ -137,7 +137,7 @@ class Attention(attention.Shell):
 def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, attention.Work]:
     """Every pair is executed, in four products; only allowed pairs are useful. FLOPs an example."""
     N, H = config.num_heads, config.width(D)
-    count, t = pieces.plan(T, config.piece, S, SCORES)
+    count, t = pieces.plan(T, config.piece, S, SCORES, pieces.FEWEST)
     executed, useful = count * t * S, float(mask.pairs(T, S).mean())
 
     def work(width):

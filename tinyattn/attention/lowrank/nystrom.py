@@ -171,7 +171,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     N, H, m = config.num_heads, config.width(D), config.landmarks
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     if m >= T:
-        executed, useful = softmax.pairs(T, S), float(mask.pairs(T, S).mean())
+        executed, useful = softmax.pairs(T, S, mask), float(mask.pairs(T, S).mean())
         pairs = attention.Work(2 * N * H * executed, 2 * N * H * useful)
         return {**parts, "scores": pairs, "mix": pairs}
     keys = float(mask.pairs(1, S).mean())

@@ -5,7 +5,8 @@ A query and a key meet in (q_t·k_s), so the sum over keys is a state that is ca
 T x T table, `recurrent` carries the state token by token, and `chunked` does the first within chunks of
 C tokens and the second between them: its work and memory are linear in T, forward and backward.
 
-Decays are differences of logarithms that are at most 0, so nothing overflows however long the text is.
+A decay is the exponential of a sum over the tokens between, at most 0, so nothing overflows however long
+the text is; a difference of two sums from the start would have no digits left after a strong decay.
 
 Source: Katharopoulos et al. 2020, https://arxiv.org/abs/2006.16236, section 3.3, for the recurrent form;
   Hua et al. 2022, https://arxiv.org/abs/2202.10447, section 3.3, for the chunked one; Yang et al. 2023,
@@ -66,7 +67,7 @@ def parallel(query, key, value, log_decay=None):
     scores = jnp.tril(jnp.einsum("btnp,bsnp->bnts", query, key))
     if log_decay is not None:
         per_token = jnp.broadcast_to(log_decay, query.shape[:3])
-        scores *= _table(jnp.cumsum(per_token.transpose(0, 2, 1), axis=-1))
+        scores *= decays(per_token.transpose(0, 2, 1))[0]
     return jnp.einsum("bnts,bsni->btni", scores, value)
 
 
@@ -109,32 +110,31 @@ def chunked(query, key, value, log_decay=None, *, chunk: int, direct: Direct | N
     scores = jnp.einsum("cbnth,cbnsh->cbnts", *map(cut, pair))
     scores = jnp.tril(scores if direct is None else direct.weigh(scores))
     query, key, value = cut(query), cut(key), cut(value)
-    elapsed = None
+    between = since = None
     if log_decay is not None:
         if log_decay.ndim == 1:
-            elapsed = jnp.outer(log_decay, jnp.arange(1, C + 1))[None, None]  # [1, 1, N, C]
+            between, since = _steady(log_decay, C)
         else:
-            elapsed = jnp.cumsum(cut(log_decay[..., None])[..., 0], axis=-1)
-        scores *= _table(elapsed)
+            between, since = decays(cut(log_decay[..., None])[..., 0])
+        scores *= between
     within = jnp.einsum("cbnts,cbnsi->cbnti", scores, value)
-    if elapsed is not None:
-        value *= jnp.exp(_at_most_zero(elapsed[..., -1:] - elapsed))[..., None]
+    if between is not None:
+        value *= between[..., -1, :, None]
     states = jnp.einsum("cbnsp,cbnsi->cbnpi", key, value)
-    before = _before(states, elapsed)
+    before = _before(states, None if since is None else since[..., -1])
     read = jnp.einsum("cbntp,cbnpi->cbnti", query, before)
-    if elapsed is not None:
-        read *= jnp.exp(elapsed)[..., None]
+    if since is not None:
+        read *= since[..., None]
     sums = within + read
     return sums.transpose(1, 0, 3, 2, 4).reshape(B, chunks * C, N, -1)[:, :T]
 
 
-def _before(states, elapsed):
+def _before(states, keep):
     """The state that each chunk starts from: what all chunks before it have left, [chunks, B, N, P, I]."""
     # Not the inclusive sum less the chunk's own: that would let the future in through rounding.
-    if elapsed is None:
+    if keep is None:
         return jnp.cumsum(jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]]), axis=0)
-    keep = jnp.exp(elapsed[..., -1])
-    keep = jnp.broadcast_to(keep, (states.shape[0], *keep.shape[1:]))
+    keep = jnp.broadcast_to(keep, states.shape[:3])
 
     def step(state, chunk):
         own, keep = chunk
@@ -143,11 +143,23 @@ def _before(states, elapsed):
     return jax.lax.scan(step, jnp.zeros_like(states[0]), (states, keep))[1]
 
 
-def _table(elapsed):
-    """decay(t, s) for s <= t of the cumulative logarithms [..., C]; 1 above the diagonal, [..., C, C]."""
-    return jnp.exp(_at_most_zero(elapsed[..., :, None] - elapsed[..., None, :]))
+def decays(log_decay):
+    """decay(t, s) for s <= t and else 0, [..., C, C], and that from the start of the chunk, [..., C].
+
+    Args:
+      log_decay: [..., C], at most 0.
+    """
+    C = log_decay.shape[-1]
+    lower = jnp.tril(jnp.ones((C, C), bool))
+    steps = jnp.where(jnp.tril(lower, -1), log_decay[..., None], 0.0)
+    between = jnp.where(lower, jnp.exp(jnp.cumsum(steps, axis=-2)), 0.0)
+    return between, jnp.exp(jnp.cumsum(log_decay, axis=-1))
 
 
-def _at_most_zero(x):
-    """x where it is not above 0, by rounding or above the diagonal; its gradient is that of x."""
-    return x - jax.lax.stop_gradient(jnp.maximum(x, 0.0))
+def _steady(log_decay, C: int):
+    """`decays` of C tokens with one rate a head [N]: the logarithms are multiples of it."""
+    places = jnp.arange(C)
+    distance = places[:, None] - places
+    between = jnp.exp(log_decay[:, None, None] * jnp.maximum(distance, 0))
+    since = jnp.exp(log_decay[:, None] * (places + 1))
+    return jnp.where(distance >= 0, between, 0.0), since

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tinyattn import attention
+from tinyattn.attention.recurrent import _chunks
 
 
 def chunked(query, key, value, beta, log_decay, C: int) -> jax.Array:
@@ -45,7 +46,8 @@ def chunked(query, key, value, beta, log_decay, C: int) -> jax.Array:
         between = jnp.tril(jnp.ones((C, C)))
         since = until = keep = 1.0
         if log_decay is not None:
-            between, since = _decays(log_decay)
+            between, since = _chunks.decays(log_decay)
+            since = since[..., None]
             until, keep = between[..., -1, :, None], since[..., -1:, :]
         near = jnp.tril(jnp.einsum("bntp,bnsp->bnts", key, key) * between, -1)
         inverse = inverted(beta[..., None] * near)
@@ -59,18 +61,6 @@ def chunked(query, key, value, beta, log_decay, C: int) -> jax.Array:
     given = [None if x is None else cut(x) for x in (query, key, value, beta, log_decay)]
     out = jax.lax.scan(step, jnp.zeros((B, N, P, value.shape[-1])), tuple(given))[1]
     return jnp.moveaxis(out, (0, 2), (1, 3)).reshape(B, chunks * C, N, -1)[:, :T]
-
-
-def _decays(log_decay):
-    """decay(t, s) for s <= t and else 0, [..., C, C], and that from the start of the chunk, [..., C, 1].
-
-    Summed over the tokens between, for a difference of two sums has no digits left after a strong decay.
-    """
-    C = log_decay.shape[-1]
-    lower = jnp.tril(jnp.ones((C, C), bool))
-    steps = jnp.where(jnp.tril(lower, -1), log_decay[..., None], 0.0)
-    between = jnp.where(lower, jnp.exp(jnp.cumsum(steps, axis=-2)), 0.0)
-    return between, jnp.exp(jnp.cumsum(log_decay, axis=-1))[..., None]
 
 
 def inverted(strict) -> jax.Array:

@@ -52,15 +52,31 @@ class Part(NamedTuple):
     def blocks(self) -> int:
         return -(-len(self.rows) // self.C)
 
-    @property
-    def executed(self) -> int:
+    def executed(self, mask: Mask) -> int:
         """Pairs that are run, the padding of the last block included."""
         if not len(self.columns):
             return 0
         if not self.runs:
-            return softmax.pairs(len(self.rows), len(self.columns))
+            return softmax.pairs(len(self.rows), len(self.columns), mask)
         keys = sum(run.starts.shape[1] * run.length for run in self.runs)
         return self.blocks * self.C * keys
+
+
+def alike(counts: np.ndarray) -> list[np.ndarray]:
+    """Blocks in groups that run as many keys as their largest, given how many each needs.
+
+    Fewest first. A group is split as long as that saves a sixteenth of all that is needed.
+    """
+
+    def split(order):
+        ends = np.arange(1, len(order))
+        saved = ends * (counts[order[-1]] - counts[order[ends - 1]])
+        if not saved.any() or saved.max() < counts.sum() / 16:
+            return [np.sort(order)]
+        end = ends[saved.argmax()]
+        return split(order[:end]) + split(order[end:])
+
+    return split(np.argsort(counts, kind="stable"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,9 @@ def functions(name: str, parts: Callable, pattern: Callable) -> tuple[Callable, 
         """Whole blocks and runs are executed; pairs that count are useful. FLOPs an example."""
         per_pair, found = 2 * config.num_heads * config.width(D), parts(config, mask, T)
         useful = sum(float(_parts.pairs(part, mask, T).mean()) for part in found)
-        work = attention.Work(per_pair * sum(part.executed for part in found), per_pair * useful)
+        work = attention.Work(
+            per_pair * sum(part.executed(mask) for part in found), per_pair * useful
+        )
         return {
             **attention.projection_flops(config, D=D, T=T, S=S),
             "scores": work,
@@ -60,7 +62,7 @@ def functions(name: str, parts: Callable, pattern: Callable) -> tuple[Callable, 
 
 def or_dense(parts: tuple[Part, ...], rule: Callable, T: int, first: int = 0) -> tuple[Part, ...]:
     """The parts of the queries from `first` on, or their whole table where that is no more work."""
-    if sum(part.executed for part in parts) < softmax.pairs(T - first, T):
+    if sum(part.executed(Mask()) for part in parts) < softmax.pairs(T - first, T):
         return parts
     blocks, C = softmax.plan(T - first, T)
     run = Run(np.zeros((blocks, 1), int), T, rule)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tinyattn import attention
-from tinyattn.attention.sparse import _decode, _pattern
+from tinyattn.attention.sparse import _decode, _parts, _pattern
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
@@ -98,25 +98,13 @@ def parts_of(layout: np.ndarray, C: int, mask: Mask, T: int) -> tuple[_pattern.P
     if mask.lookahead is not None:
         live &= j <= i + C - 1 + mask.lookahead
     rule = Set(layout.tobytes(), blocks, C)
-    counts = live.sum(1)
-    order = np.argsort(counts, kind="stable")
     found = []
-    for rows in _groups(counts, order, counts.sum() / 10):
+    for rows in _parts.alike(live.sum(1)):
         positions = (rows[:, None] * C + np.arange(C)).ravel()
         run = _run(live[rows], C, rule)
         columns = np.arange(T if run.length else 0)
         found.append(_pattern.Part(positions[positions < T], columns, C, (run,)))
     return tuple(found)
-
-
-def _groups(counts, order, least):
-    """Rows, given by increasing counts, split where that saves at least so many cells of padding."""
-    ends = np.arange(1, len(order))
-    saved = ends * (counts[order[-1]] - counts[order[ends - 1]])
-    if not saved.any() or saved.max() < least:
-        return [np.sort(order)]
-    end = ends[saved.argmax()]
-    return _groups(counts, order[:end], least) + _groups(counts, order[end:], least)
 
 
 def _run(live, C: int, rule) -> _pattern.Run:

@@ -34,9 +34,8 @@ COST = "T * (T * index_heads * (index_dim + 1) + 2 * k * num_heads * H)"
 DENSE_WHEN = {"k": 1 << 20}
 CASES = ({"k": 3}, {"k": 4, "piece": 5, "num_kv_heads": 2, "index_heads": 1, "index_dim": 5})
 DETACHED = frozenset({"index_query", "index_key", "index_weight"})
-# Numbers of one example in a piece, scores and copies of keys, unless the config says otherwise; and the
-# least queries a piece, for the backward pass adds up gradients of all keys once a piece.
-NUMBERS, FEWEST = 1 << 19, 32
+# Numbers of one example in a piece, scores and copies of keys, unless the config says otherwise.
+NUMBERS = 1 << 19
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class Config(attention.Heads):
       k: Keys that a query keeps.
       index_heads: Heads of the indexer (H^I in the paper).
       index_dim: Their width (d^I in the paper).
-      piece: Queries whose scores are held at a time; 0 is as many as make 2^19 numbers, at least 32.
+      piece: Queries whose scores are held at a time; 0 is as many as make 2^19 numbers, at least 64.
     """
 
     k: int = 16
@@ -66,7 +65,7 @@ class Config(attention.Heads):
 def plan(config: Config, T: int, S: int, H: int) -> tuple[int, int]:
     """Pieces of queries, and the queries of one."""
     per_query = config.index_heads * S + 2 * config.kv_heads * min(config.k, S) * H
-    return pieces.plan(T, config.piece, min(per_query, NUMBERS // FEWEST), NUMBERS)
+    return pieces.plan(T, config.piece, per_query, NUMBERS, pieces.FEWEST)
 
 
 def extras(config: Config, inputs, memory=None, *, kernel_init) -> dict[str, jax.Array]:
@@ -84,27 +83,31 @@ def extras(config: Config, inputs, memory=None, *, kernel_init) -> dict[str, jax
 
 
 class _Index(NamedTuple):
-    """The indexer's own arrays in float32 or wider; `poison` is where NaN was among its keys, [B, 1, S]."""
+    """Keys of the indexer [B, S, 1, width] without NaN, and where it was among them, [B, 1, S]."""
 
-    query: jax.Array
     key: jax.Array
-    weight: jax.Array
     poison: jax.Array
 
-    def best(self, mask: Mask, rows, k: int) -> tuple[jax.Array, jax.Array]:
-        """The k best scores of these queries, and whose they are: [B, t, k]; -inf where none is left."""
-        S, scale = self.key.shape[1], (self.query.shape[2] * self.query.shape[3]) ** -0.5
-        found = jnp.einsum("btjd,bsd->btjs", self.query[:, rows], self.key[:, :, 0])
-        weight = self.weight[:, rows] * scale
+    def choose(self, config: Config, mask: Mask, i, x) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, t, K, M, H], their best scores [B, t, k], -inf for none, and whose [B, K, t, k].
+
+        Of piece i, whose x are queries, those of the index, and its weights, each as of one key head.
+        """
+        query, mine, weight = (x[:, :, 0] for x in x)
+        (B, t, _, H), S = query.shape, self.key.shape[1]
+        found = jnp.einsum("btjd,bsd->btjs", mine, self.key[:, :, 0])
+        weight = weight * (mine.shape[2] * mine.shape[3]) ** -0.5
         scores = jnp.einsum("btj,btjs->bts", weight, jax.nn.relu(found))
         scores = jnp.where(self.poison, jnp.nan, scores)
-        allowed = mask.allowed(rows, jnp.arange(S), S)
-        return jax.lax.top_k(jnp.where(allowed, scores, -jnp.inf), min(k, S))
+        allowed = mask.allowed(i * t + jnp.arange(t), jnp.arange(S), S)
+        best, kept = jax.lax.top_k(jnp.where(allowed, scores, -jnp.inf), min(config.k, S))
+        kept = jnp.broadcast_to(kept[:, None], (B, config.kv_heads, *kept.shape[1:]))
+        return query.reshape(B, t, config.kv_heads, -1, H), best, kept
 
 
-def _index(dtype, query, key, weight) -> _Index:
+def _index(dtype, query, key, weight):
     key, _, poison = contain(key, key)
-    return _Index(*(x.astype(dtype) for x in (query, key, weight)), poison)
+    return _Index(key.astype(dtype), poison), query.astype(dtype), weight.astype(dtype)
 
 
 def attend(
@@ -113,28 +116,28 @@ def attend(
     """Softmax over the k allowed keys of the best index, times their values, [B, T, N, H]."""
     attention.check(__name__, SUPPORTS, mask)
     size = attention.check_shapes(query, key, value)
-    B, T, S, K, H = (size[axis] for axis in "BTSKH")
+    T, S, H = (size[axis] for axis in "TSH")
     if config.k >= S:
         return softmax.attend(query, key, value, mask)
     count, t = plan(config, T, S, H)
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
     key, value, poison = pieces.contained(key, value, dtype)
-    index = jax.lax.stop_gradient(_index(dtype, index_query, index_key, index_weight))
+    index, *own = jax.lax.stop_gradient(_index(dtype, index_query, index_key, index_weight))
 
-    def piece(i, query):
-        rows = jnp.minimum(i * t + jnp.arange(t), T - 1)
-        best, kept = index.best(mask, rows, config.k)
-        kept = jnp.broadcast_to(kept[:, None], (B, K, t, config.k))
-        weights = _weights(query, key, poison, best, kept)
-        return jnp.einsum("bkmtj,bktjh->btkmh", weights, pieces.gather(value, kept))
+    def piece(i, x, source):
+        query, best, kept = index.choose(config, mask, i, x)
+        (keys, values), source = source.take(kept)
+        weights = _weights(query, keys, pieces.gather(poison, kept), best)
+        return jnp.einsum("bkmtj,bktjh->btkmh", weights, values), source
 
-    return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+    queries = query.astype(dtype), *own
+    return pieces.gathering(piece, queries, (key, value), 1, count, t).astype(kind)
 
 
-def _weights(query, key, poison, best, kept):
-    """Softmax [B, K, M, t, k] over the keys kept [B, K, t, k] of the best index [B, t, k]."""
-    scores = jnp.einsum("btkmh,bktjh->bkmtj", query, pieces.gather(key, kept))
-    bad = jnp.isnan(best)[:, None] | pieces.gather(poison, kept)
+def _weights(query, keys, poison, best):
+    """Softmax [B, K, M, t, k] over gathered keys [B, K, t, k, H] of the best index [B, t, k]."""
+    scores = jnp.einsum("btkmh,bktjh->bkmtj", query, keys)
+    bad = jnp.isnan(best)[:, None] | poison
     scores = jnp.where(bad[:, :, None], jnp.nan, scores * query.shape[-1] ** -0.5)
     return pieces.softmax(scores, (best != -jnp.inf)[:, None, None])
 
@@ -149,24 +152,21 @@ def auxiliary(
     """
     attention.check(__name__, SUPPORTS, mask)
     size = attention.check_shapes(query, key, value)
-    B, T, N, S, K, H = (size[axis] for axis in "BTNSKH")
-    count, t = plan(config, T, S, H)
+    count, t = plan(config, *(size[axis] for axis in "TSH"))
     query, key = jax.lax.stop_gradient((query.astype(jnp.float32), key))
     key, _, poison = pieces.contained(key, key, jnp.float32)
-    index = _index(jnp.float32, index_query, index_key, index_weight)
+    index, *own = _index(jnp.float32, index_query, index_key, index_weight)
 
-    @jax.checkpoint
-    def piece(i):
-        rows = jnp.minimum(i * t + jnp.arange(t), T - 1)
-        best, kept = index.best(mask, rows, config.k)
-        kept = jnp.broadcast_to(kept[:, None], (B, K, *kept.shape[1:]))
-        mine = query[:, rows].reshape(B, t, K, N // K, H)
-        p = _weights(mine, key, poison, jax.lax.stop_gradient(best), kept).mean((1, 2))
+    def piece(i, x):
+        query, best, kept = index.choose(config, mask, i, x)
+        keys, bad = pieces.gather(key, kept), pieces.gather(poison, kept)
+        p = _weights(query, keys, bad, jax.lax.stop_gradient(best)).mean((1, 2))
         here = best != -jnp.inf
         log_q = jax.nn.log_softmax(jnp.where(here.any(-1, keepdims=True), best, 0))
-        return jnp.where(here, jax.scipy.special.xlogy(p, p) - p * log_q, 0).sum(-1)
+        lost = jnp.where(here, jax.scipy.special.xlogy(p, p) - p * log_q, 0).sum(-1)
+        return lost[:, :, None, None, None]
 
-    return jax.lax.map(piece, jnp.arange(count)).swapaxes(0, 1).reshape(B, -1)[:, :T]
+    return pieces.each(piece, (query, *own), 1, count, t)[:, :, 0, 0]
 
 
 class State(NamedTuple):
@@ -238,7 +238,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     useful = topk.flops(config, mask, D=D, T=T, S=S)["mix"].useful
     per_pair = 2 * config.num_heads * H
     if config.k >= S:
-        pairs = attention.Work(per_pair * softmax.pairs(T, S), useful)
+        pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     count, t = plan(config, T, S, H)
     pairs = attention.Work(per_pair * count * t * config.k, useful)

@@ -1,7 +1,9 @@
 """Fixed sparse attention: a token sees its own block, and the last few tokens of every block.
 
-The keys of those summary tokens are gathered behind the others, where they are one run that every block of
-queries reads besides its own. With stride sqrt(n) each query is run against (1 + summary) * sqrt(n) keys.
+The keys of those summary tokens are gathered behind the others, where those within the mask's reach are one
+run that a block of queries reads besides its own. Blocks with runs of about one length go together: when
+causal they are four parts, of which the first reads a quarter of the summaries. With stride sqrt(n) each
+query is run against (1 + summary) * sqrt(n) keys, or (1 + 5 / 8 * summary) * sqrt(n) when causal.
 
 Source: Child et al. 2019, "Generating long sequences with sparse Transformers",
   https://arxiv.org/abs/1904.10509, section 4.2 (fixed) and equation 9, one head that sees both parts.
@@ -17,7 +19,7 @@ import numpy as np
 from tinyattn import attention, masks
 from tinyattn.attention._core import cache, softmax
 from tinyattn.attention.full import dense
-from tinyattn.attention.sparse import _pattern
+from tinyattn.attention.sparse import _parts, _pattern
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
@@ -70,19 +72,37 @@ class Either:
 
 
 def parts(config: Config, mask: Mask, T: int) -> tuple[_pattern.Part, ...]:
-    """Blocks of queries; one dense table where that is no more work."""
-    C, stride = min(config.stride, T), config.stride
-    own = np.arange(0, T, C)[:, None]
+    """Blocks of queries with about as many keys together; one dense table where that is no more work."""
+    C, stride, summary = min(config.stride, T), config.stride, config.summary
     # The last block may read past the last token, but never into the summaries.
-    places = np.arange(len(own) * C)
-    summaries = places[(places < T) & (places % stride >= stride - config.summary)]
-    columns = np.concatenate([np.minimum(places, T), summaries])
-    runs = (_pattern.Run(own, C, Block(stride, True)),)
-    if len(summaries):
-        start = np.full_like(own, len(places))
-        runs += (_pattern.Run(start, len(summaries), Block(stride, False)),)
-    part = _pattern.Part(np.arange(T), columns, C, runs)
-    return _pattern.or_dense((part,), Either(stride, config.summary), T)
+    places = np.arange(-(-T // C) * C)
+    found = places[(places < T) & (places % stride >= stride - summary)]
+    first, end = _reach(config, mask, found, places[::C])
+    parts = []
+    for blocks in _parts.alike(C + end - first):
+        rows = (blocks[:, None] * C + np.arange(C)).ravel()
+        low, length = first[blocks].min(), int((end - first)[blocks].max())
+        columns = np.concatenate([np.minimum(rows, T), found[low : end[blocks].max()]])
+        runs = (_pattern.Run(np.arange(0, len(rows), C)[:, None], C, Block(stride, True)),)
+        if length:
+            starts = len(rows) + (first[blocks] - low)[:, None]
+            runs += (_pattern.Run(starts, length, Block(stride, False)),)
+        parts.append(_pattern.Part(rows[rows < T], columns, C, runs))
+    return _pattern.or_dense(tuple(parts), Either(stride, summary), T)
+
+
+def _reach(config: Config, mask: Mask, found, starts):
+    """First and end of the summaries `found` within the mask's band, for the block from each start."""
+    own = starts // config.stride * config.summary
+    first, end = np.zeros_like(own), np.full_like(own, len(found))
+    if mask.lookback is not None:
+        first = np.searchsorted(found, starts - mask.lookback)
+    if mask.lookahead is not None:
+        end = np.searchsorted(found, starts + config.stride + mask.lookahead)
+    # Those of the block itself are in its other run, so they count only if they lie between others.
+    first = np.where(first < own, first, np.maximum(first, own + config.summary))
+    end = np.where(end > own + config.summary, end, np.minimum(end, own))
+    return first, np.maximum(first, end)
 
 
 def pattern(config: Config, T: int) -> np.ndarray:

@@ -108,7 +108,7 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
     codes = jnp.take_along_axis(codes, order, -1)
     places = jax.vmap(jax.vmap(jax.vmap(lambda c, q: jnp.searchsorted(c, q))))
 
-    def piece(i, query):
+    def piece(i, query, source):
         first = hashes(config, jax.lax.stop_gradient(query).reshape(B, t, N, H)) * T
         first = first.reshape(B, K, M, R, t).swapaxes(2, 3)
         low, high = places(codes, first), places(codes, first + T)
@@ -125,12 +125,13 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
             return x.reshape(B, K, M, t, found)
 
         allowed, at = flat((slots >= low) & (slots < high)), flat(at)
-        scores = jnp.einsum("btkmh,bkmtjh->bkmtj", query, pieces.gather(key, at)) * H**-0.5
+        (keys, values), source = source.take(at)
+        scores = jnp.einsum("btkmh,bkmtjh->bkmtj", query, keys) * H**-0.5
         scores = jnp.where(pieces.gather(poison, at), jnp.nan, scores)
         weights = pieces.softmax(scores, allowed)
-        return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, pieces.gather(value, at))
+        return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, values), source
 
-    return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+    return pieces.gathering(piece, query.astype(dtype), (key, value), K, count, t).astype(kind)
 
 
 class State(NamedTuple):
@@ -223,7 +224,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     useful = 2 * N * H * float(shares.sum(-1).mean())
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     if config.buckets == 1 and config.span >= T:
-        pairs = attention.Work(2 * N * H * softmax.pairs(T, S), useful)
+        pairs = attention.Work(2 * N * H * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     count, t, span = plan(config, T)
     per_token = 2 * H * config.rounds * (config.buckets // 2)

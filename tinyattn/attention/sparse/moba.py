@@ -88,7 +88,7 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
     means = jax.lax.stop_gradient(means)  # The choice has no gradient.
     count, t = plan(config, T)
 
-    def piece(i, query):
+    def piece(i, query, source):
         rows = i * t + jnp.arange(t)
         own = jnp.broadcast_to(jnp.minimum(rows // C, blocks - 1)[:, None], (B, K, N // K, t, 1))
         gate = jnp.einsum("btkmh,bkch->bkmtc", jax.lax.stop_gradient(query), means)
@@ -108,12 +108,14 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
             """[..., top, C] to [..., top * C]."""
             return x.reshape(B, K, N // K, t, config.top * C, *x.shape[6:])
 
-        keys, values = flat(pieces.gather(key, chosen)), flat(pieces.gather(value, chosen))
+        found, source = source.take(chosen)
+        keys, values = map(flat, found)
         scores = jnp.einsum("btkmh,bkmtjh->bkmtj", query, keys) / jnp.sqrt(H).astype(dtype)
         scores = jnp.where(flat(pieces.gather(poison, chosen)), jnp.nan, scores)
-        return jnp.einsum("bkmtj,bkmtjh->btkmh", pieces.softmax(scores, flat(allowed)), values)
+        weights = pieces.softmax(scores, flat(allowed))
+        return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, values), source
 
-    return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+    return pieces.gathering(piece, query.astype(dtype), (key, value), K, count, t).astype(kind)
 
 
 class State(NamedTuple):
@@ -235,7 +237,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     useful = per_pair * float((before[:, end] - before[:, first]).sum(-1).mean())
     parts = attention.projection_flops(config, D=D, T=T, S=S)
     if config.top >= blocks:
-        pairs = attention.Work(per_pair * softmax.pairs(T, S), useful)
+        pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
     own = np.arange(T) // config.block
     ranked = int(own.sum()) if mask.lookahead == 0 else T * (blocks - 1)

@@ -109,7 +109,7 @@ def attend(
     """
     attention.check(__name__, SUPPORTS, mask)
     size = attention.check_shapes(query, key, value, own="an own block")
-    B, T, N, H, K = (size[axis] for axis in "BTNHK")
+    B, T, H, K = (size[axis] for axis in "BTHK")
     C, blocks = config.block, -(-T // config.block)
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
     query, key, value = (x.astype(dtype) for x in (query, key, value))
@@ -137,16 +137,16 @@ def attend(
     block_poison, held = ((x & valid).any(-1)[:, :, None] for x in (poison, valid))
     count, t = plan(config, T)
 
-    def piece(i, query):
+    def piece(i, x, source):
+        query, open_ = x
         rows, c = jnp.minimum(i * t + jnp.arange(t), T - 1)[:, None], jnp.arange(blocks)
-        open_ = gate[:, rows[:, 0]].reshape(B, t, K, N // K, 3)
         shown = held & ((c + 1) * C <= rows + 1) if mask.lookahead == 0 else held
         scores = jnp.einsum("btkmh,bkch->bkmtc", query, block_key) * H**-0.5
         scores = jnp.where(block_poison[:, :, None], jnp.nan, scores)
         weights = pieces.softmax(scores, shown[:, :, None])
         out = open_[..., :1] * jnp.einsum("bkmtc,bkch->btkmh", weights, block_value)
         if config.top >= blocks:
-            return out
+            return out, source
         # The choice has no gradient.
         rank = jnp.where(shown, jax.lax.stop_gradient(weights).sum(2), -jnp.inf)
         rank = jnp.where((c == 0) | (c == rows // C), jnp.inf, rank)
@@ -159,14 +159,16 @@ def attend(
             """[B, K, t, top, C, ...] to [B, K, t, top * C, ...]."""
             return x.reshape(B, K, t, config.top * C, *x.shape[5:])
 
-        scores = jnp.einsum("btkmh,bktjh->bkmtj", query, flat(pieces.gather(key, chosen)))
+        (keys, values), source = source.take(chosen)
+        scores = jnp.einsum("btkmh,bktjh->bkmtj", query, flat(keys))
         bad = flat(pieces.gather(poison, chosen))[:, :, None]
         scores = jnp.where(bad, jnp.nan, scores * H**-0.5)
         weights = pieces.softmax(scores, flat(allowed)[:, :, None])
-        mixed = jnp.einsum("bkmtj,bktjh->btkmh", weights, flat(pieces.gather(value, chosen)))
-        return out + open_[..., 1:2] * mixed
+        mixed = jnp.einsum("bkmtj,bktjh->btkmh", weights, flat(values))
+        return out + open_[..., 1:2] * mixed, source
 
-    return (out + pieces.each(piece, query, K, count, t)).astype(kind)
+    blockwise = pieces.gathering(piece, (query, gate), (key, value), K, count, t)
+    return (out + blockwise).astype(kind)
 
 
 init_state, step, state_bytes = _nsa.init_state, _nsa.step, _nsa.state_bytes
@@ -234,7 +236,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     held = np.add.reduceat(valid, starts, axis=-1) > 0
     shown = held * (np.maximum(T - starts - C + 1, 0) if causal else T)
     shown, per_pair = float(shown.sum(-1).mean()), 4 * N * H
-    executed = softmax.pairs(T, S) if config.top >= blocks else count * t * config.top * C
+    executed = softmax.pairs(T, S, mask) if config.top >= blocks else count * t * config.top * C
     near = window.flops(local(config), mask, D=D, T=T, S=S)
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),

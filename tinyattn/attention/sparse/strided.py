@@ -1,30 +1,33 @@
 """Strided sparse attention: a token sees those nearer than `stride`, and every stride-th one.
 
-No order of the tokens makes both kinds of keys contiguous, so keys are held twice: as they come, and
-sorted by residue modulo the stride. Written in rows of `stride`, the tokens are a table; a block of queries
-is a tile of it, tile x tile tokens, which read one run of either copy: the near keys of their rows and the
-whole columns that they are in. With stride sqrt(n) each query is run against about 2 * tile * sqrt(n) keys.
+No order of the tokens makes both kinds of keys contiguous, so each kind has a softmax of its own, and their
+outputs are merged by the sums of their exponentials. The near keys are a band, in blocks of queries as in
+`window`. The far ones are those of a token's own residue modulo the stride: side by side, the tokens of one
+are a short sequence, dense in itself. With stride sqrt(n) each query is run against about 3 sqrt(n) keys,
+or 4 sqrt(n) without a causal mask.
 
 Source: Child et al. 2019, "Generating long sequences with sparse Transformers",
   https://arxiv.org/abs/1904.10509, section 4.2 (strided) and equation 8, one head that sees both parts.
-Differs: without a causal mask it looks both ways alike. Tiles share their keys, so up to twice `tile`
-  times the pairs that count are executed, as products of that many rows instead of single ones.
+Differs: without a causal mask it looks both ways alike.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tinyattn import attention
-from tinyattn.attention.sparse import _decode, _pattern
+from tinyattn import attention, masks
+from tinyattn.attention._core import softmax
+from tinyattn.attention.sparse import _decode, _pattern, _residues, window
 from tinyattn.masks import Mask
 
 SUPPORTS = _pattern.SUPPORTS
 SIMULATED = False
-COST = "T * (stride + T / stride)"
+COST = "T * (2 * stride + T / stride)"
 DENSE_WHEN = {"stride": 1 << 20}
-CASES = ({"stride": 3, "tile": 1}, {"stride": 4, "tile": 2, "num_kv_heads": 2})
+CASES = ({"stride": 3, "block": 1}, {"stride": 4, "block": 2, "num_kv_heads": 2})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,37 +35,28 @@ class Config(attention.Heads):
     """
     Attributes:
       stride: Distance of the far keys, and how far the near ones reach (l in the paper).
-      tile: Side of a square of queries that are run together. More means larger products and more
+      block: Queries a block of the near part (C); 0 is `stride`. More means larger products and more
         wasted pairs.
     """
 
     stride: int = 64
-    tile: int = 4
+    block: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.stride < 1 or self.tile < 1:
-            raise ValueError(f"stride={self.stride} and tile={self.tile} must be at least 1")
+        if self.stride < 1 or self.block < 0:
+            raise ValueError(
+                f"stride={self.stride} must be at least 1, and block={self.block} positive, or 0 for as"
+                f" long as the stride"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Near:
-    """Pairs nearer than the stride."""
-
-    stride: int
+class Other:
+    """Pairs of different tokens: a token itself is among the far keys already."""
 
     def __call__(self, t, s):
-        return abs(t - s) < self.stride
-
-
-@dataclasses.dataclass(frozen=True)
-class Far:
-    """Pairs a multiple of the stride apart, and not near."""
-
-    stride: int
-
-    def __call__(self, t, s):
-        return ((t - s) % self.stride == 0) & (abs(t - s) >= self.stride)
+        return t[:, None] != s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,36 +66,50 @@ class Either:
     stride: int
 
     def __call__(self, t, s):
-        return ((t - s) % self.stride == 0) | (abs(t - s) < self.stride)
+        distance = abs(t[:, None] - s)
+        return (distance < self.stride) | (distance % self.stride == 0)
 
 
-def parts(config: Config, mask: Mask, T: int) -> tuple[_pattern.Part, ...]:
-    """Tiles of queries; one dense table where that is no more work."""
+class Plan(NamedTuple):
+    """How T tokens are run: `near` blocks and `stride` sequences, or one dense table if `near` is None."""
+
+    near: window.Plan | None
+    stride: int
+    executed: int
+
+
+def plan(config: Config, mask: Mask, T: int) -> Plan:
+    """Two parts, or a dense table where that is no more work."""
     stride = min(config.stride, T)
-    height = -(-T // stride)
-    down, across = min(config.tile, height), min(config.tile, stride)
-    # The table of positions [height, stride], padded to whole tiles; T is padding.
-    i, j = np.arange(-(-height // down) * down), np.arange(-(-stride // across) * across)
-    table = np.where(j < stride, i[:, None] * stride + j, T)
-    table = np.minimum(table, T)
-    tiles = table.reshape(len(i) // down, down, len(j) // across, across).swapaxes(1, 2)
-    corner_i, corner_j = np.meshgrid(i[::down], j[::across], indexing="ij")
-    behind, ahead = (
-        stride - 1 if bound is None else min(bound, stride - 1)
-        for bound in (mask.lookback, mask.lookahead)
-    )
-    near = (corner_i * stride + corner_j).reshape(-1, 1) - behind
-    length = behind + (down - 1) * stride + across + ahead
-    # Near runs may read past the last token, but never into the sorted copy.
-    edge = max(T, int(near.max()) + length)
-    columns = np.concatenate([np.minimum(np.arange(edge), T), table[:height].T.ravel()])
-    far = edge + (corner_j * height).reshape(-1, 1)
-    runs = (
-        _pattern.Run(near, length, Near(stride)),
-        _pattern.Run(far, across * height, Far(stride)),
-    )
-    part = _pattern.Part(tiles.ravel(), columns, down * across, runs)
-    return _pattern.or_dense((part,), Either(stride), T)
+    near = window.plan(window.Config(window=stride, block=config.block), mask, T)
+    length, dense = -(-T // stride), softmax.pairs(T, T)
+    far = _residues.mask_apart(Mask(lookback=mask.lookback, lookahead=mask.lookahead), stride, 1, T)
+    executed = stride * softmax.pairs(length, length, far)
+    executed += near.blocks * near.C * (near.behind + near.C + near.ahead)
+    return Plan(near, stride, executed) if executed < dense else Plan(None, stride, dense)
+
+
+def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
+    """Softmax over the pairs that both the pattern and the mask allow, [B, T, N, H].
+
+    Raises:
+      ValueError: The mask is not supported, or the keys are not those of the queries' own sequence.
+    """
+    T, heads = _pattern.length(__name__, query, key, value, mask), (query, key, value)
+    near, stride, _ = plan(config, mask, T)
+    if near is None:
+        spans = (
+            softmax.Spans(jnp.zeros((1, 1, softmax.plan(T, T)[0], 1), int), T, Either(stride)),
+        )
+        return softmax.attend(*heads, mask, spans=spans, block=softmax.plan(T, T)[1])
+    starts = (jnp.arange(near.blocks) * near.C - near.behind)[None, None, :, None]
+    spans = (softmax.Spans(starts, near.behind + near.C + near.ahead, Other()),)
+    band = mask & masks.window(stride)
+    band = softmax.attend(*heads, band, spans=spans, block=near.C, return_lse=True)
+    apart = [_residues.apart(x, stride) for x in heads]
+    mask = _residues.mask_apart(mask, stride, len(query), T)
+    far = softmax.attend(*apart, mask, return_lse=True)
+    return softmax.merge([band, [_residues.together(x, stride, T) for x in far]])
 
 
 def pattern(config: Config, T: int) -> np.ndarray:
@@ -120,9 +128,30 @@ def places(config: Config, capacity: int, t: jax.Array) -> jax.Array:
     return t[:, None] - back
 
 
-attend, reference, effective, flops = _pattern.functions(__name__, parts, pattern)
 init_state, step, state_bytes = _decode.functions(places)
+
+
+def reference(config: Config, query, key, value, mask: Mask) -> jax.Array:
+    """Dense attention where mask and pattern allow."""
+    return _pattern.masked(pattern(config, query.shape[1]), query, key, value, mask)
+
+
+def effective(config: Config, mask: Mask, T: int) -> jax.Array:
+    """The pairs that count, bool [B or 1, T, T]."""
+    return mask.dense(T, T) & pattern(config, T)
 
 
 class Attention(attention.Shell):
     """Strided sparse attention as a module."""
+
+
+def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, attention.Work]:
+    """Whole blocks and whole sequences are executed; pairs that count are useful. FLOPs an example."""
+    far = masks.segments(np.arange(T)[None] % config.stride)
+    kinds = (mask & masks.window(config.stride), mask & far, mask & masks.window(1))
+    # A token itself is in both parts.
+    near, far, own = (kind.pairs(T, S).mean() for kind in kinds)
+    per_pair = 2 * config.num_heads * config.width(D)
+    useful = per_pair * float(near + far - own)
+    work = attention.Work(per_pair * plan(config, mask, T).executed, useful)
+    return {**attention.projection_flops(config, D=D, T=T, S=S), "scores": work, "mix": work}

@@ -1,7 +1,8 @@
 """Explicit sparse attention: each query mixes the values of its `k` best keys only.
 
-All scores are computed, the best allowed ones chosen, and their values gathered: the second product is
-sparse, the first is not. Queries go in pieces, so that memory stays linear in the length.
+All scores are computed and the best allowed ones chosen; the keys and values of these are gathered, and
+attention is among them. The choice is dense, but has no gradient, so the backward pass is sparse. Queries
+go in pieces, so that memory stays linear in the length.
 
 Source: Zhao et al. 2019, "Explicit Sparse Transformer", https://arxiv.org/abs/1912.11637, section 3.
 Differs: exactly `k` keys where scores tie, the first ones; the paper keeps all that reach the k-th score.
@@ -20,7 +21,7 @@ from tinyattn.masks import Mask
 
 SUPPORTS = frozenset({"causal", "window", "padding", "segments", "cross"})
 SIMULATED = False
-COST = "T * (T + k)"
+COST = "T * (T + 2 * k)"
 DENSE_WHEN = {"k": 1 << 20}
 CASES = ({"k": 3}, {"k": 4, "piece": 5, "num_kv_heads": 2})
 # Scores of a head in one piece, unless the config says otherwise.
@@ -58,16 +59,19 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
     kind, dtype = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
     key, value, poison = pieces.contained(key, value, dtype)
 
-    def piece(i, query):
-        scores = jnp.einsum("btkmh,bksh->bkmts", query, key) / jnp.sqrt(H).astype(dtype)
+    def piece(i, query, source):
+        scores = jnp.einsum("btkmh,bksh->bkmts", *jax.lax.stop_gradient((query, key)))
         scores = jnp.where(poison[:, :, None, None], jnp.nan, scores)
         allowed = mask.allowed(i * t + jnp.arange(t), jnp.arange(S), S)[:, None, None]
-        top, kept = jax.lax.top_k(jnp.where(allowed, scores, -jnp.inf), config.k)
+        best, kept = jax.lax.top_k(jnp.where(allowed, scores, -jnp.inf), config.k)
+        (own, mixed), source = source.take(kept)
+        scores = jnp.einsum("btkmh,bkmtjh->bkmtj", query, own) * H**-0.5
+        scores = jnp.where(jnp.isnan(best), jnp.nan, scores)
         # Fewer keys than k may be allowed, or none.
-        weights = pieces.softmax(top, top != -jnp.inf)
-        return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, pieces.gather(value, kept))
+        weights = pieces.softmax(scores, best != -jnp.inf)
+        return jnp.einsum("bkmtj,bkmtjh->btkmh", weights, mixed), source
 
-    return pieces.each(piece, query.astype(dtype), K, count, t).astype(kind)
+    return pieces.gathering(piece, query.astype(dtype), (key, value), K, count, t).astype(kind)
 
 
 init_state, state_bytes = dense.init_state, dense.state_bytes
@@ -107,18 +111,17 @@ class Attention(attention.Shell):
 
 
 def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, attention.Work]:
-    """All scores are executed, and k values a query mixed; kept pairs are useful. FLOPs an example."""
+    """All pairs are executed for the choice, and k a query once more. FLOPs an example."""
     per_pair = 2 * config.num_heads * config.width(D)
-    count, t = pieces.plan(T, config.piece, S, SCORES)
-    scores, mixed = count * t * S, count * t * config.k
-    useful = _kept(config.k, mask, T, S)
+    parts = attention.projection_flops(config, D=D, T=T, S=S)
+    useful = per_pair * _kept(config.k, mask, T, S)
     if config.k >= S:
-        scores = mixed = softmax.pairs(T, S)
-    return {
-        **attention.projection_flops(config, D=D, T=T, S=S),
-        "scores": attention.Work(per_pair * scores, per_pair * useful),
-        "mix": attention.Work(per_pair * mixed, per_pair * useful),
-    }
+        pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
+        return {**parts, "scores": pairs, "mix": pairs}
+    count, t = pieces.plan(T, config.piece, S, SCORES)
+    pairs = attention.Work(per_pair * count * t * config.k, useful)
+    choice = attention.Work(per_pair * count * t * S, 0)
+    return {**parts, "choice": choice, "scores": pairs, "mix": pairs}
 
 
 def _kept(k: int, mask: Mask, T: int, S: int) -> float:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tinyattn import attention, masks
 from tinyattn.attention._core import cache, softmax
 from tinyattn.attention.full import dense
+from tinyattn.attention.sparse import _residues
 from tinyattn.masks import Mask
 
 SUPPORTS = frozenset({"causal", "window", "padding", "segments"})
@@ -68,7 +69,7 @@ def plan(config: Config, mask: Mask, T: int) -> Plan:
     band = mask & masks.window(config.window)
     behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
     blocks = -(-T // C)
-    if blocks * C * (behind + C + ahead) >= softmax.pairs(T, T):
+    if blocks * C * (behind + C + ahead) >= softmax.pairs(T, T, band):
         return Plan(1, T, 0, 0)
     return Plan(blocks, C, behind, ahead)
 
@@ -82,8 +83,8 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
     attention.check(__name__, SUPPORTS, mask)
     size = attention.check_shapes(query, key, value, own="a window")
     T, d = size["T"], min(config.dilation, size["T"])
-    query, key, value = (_apart(x, d) for x in (query, key, value))
-    mask = _mask_apart(mask, d, size["B"], T)
+    query, key, value = (_residues.apart(x, d) for x in (query, key, value))
+    mask = _residues.mask_apart(mask, d, size["B"], T)
     band = mask & masks.window(config.window)
     blocks, C, behind, ahead = plan(config, mask, -(-T // d))
     if blocks == 1:
@@ -92,41 +93,7 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
         starts = (jnp.arange(blocks) * C - behind)[None, None, :, None]
         spans = (softmax.Spans(starts, behind + C + ahead),)
         out = softmax.attend(query, key, value, band, spans=spans, block=C)
-    return _together(out, d)[:, :T]
-
-
-def _apart(x, d: int):
-    """[B, T, ...] to [B * d, ceil(T / d), ...]: tokens that are d apart, side by side; zeros at the end."""
-    if d == 1:
-        return x
-    B, T = x.shape[:2]
-    x = jnp.pad(x, ((0, 0), (0, -T % d)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(B, -1, d, *x.shape[2:]).swapaxes(1, 2).reshape(B * d, -1, *x.shape[2:])
-
-
-def _together(x, d: int):
-    """The inverse of `_apart`, but for its zeros at the end."""
-    x = x.reshape(-1, d, *x.shape[1:]).swapaxes(1, 2)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _mask_apart(mask: Mask, d: int, B: int, T: int) -> Mask:
-    """The mask of sequences that `_apart` made of B examples of T tokens; zeros at their end are masked."""
-    if d == 1:
-        return mask
-
-    def apart(x):
-        return _apart(jnp.broadcast_to(x, (B, T)), d)
-
-    valid = mask.key_valid
-    if valid is None and T % d:
-        valid = jnp.ones((1, T), bool)
-    return Mask(
-        lookback=None if mask.lookback is None else mask.lookback // d,
-        lookahead=None if mask.lookahead is None else mask.lookahead // d,
-        key_valid=None if valid is None else apart(valid),
-        segments=tuple((apart(q), apart(k)) for q, k in mask.segments),
-    )
+    return _residues.together(out, d, T)
 
 
 def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32):
@@ -181,12 +148,13 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     """All pairs of a block and its keys are executed; those in the band are useful. FLOPs an example."""
     d = min(config.dilation, T)
     length = -(-T // d)
-    blocks, C, behind, ahead = plan(
-        config, _mask_apart(Mask(lookback=mask.lookback, lookahead=mask.lookahead), d, 1, T), length
-    )
+    apart = _residues.mask_apart(Mask(lookback=mask.lookback, lookahead=mask.lookahead), d, 1, T)
+    blocks, C, behind, ahead = plan(config, apart, length)
     per_pair = 2 * config.num_heads * config.width(D)
     allowed = (mask & _shown(config, T)).pairs(T, S).mean()
-    executed = blocks * C * (behind + C + ahead) if blocks > 1 else softmax.pairs(length, length)
+    executed = blocks * C * (behind + C + ahead)
+    if blocks == 1:
+        executed = softmax.pairs(length, length, apart & masks.window(config.window))
     pairs = attention.Work(per_pair * d * executed, per_pair * float(allowed))
     return {
         **attention.projection_flops(config, D=D, T=T, S=S),
