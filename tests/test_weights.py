@@ -54,7 +54,7 @@ class Kit:
 
 
 def cases(names):
-    return [(name, fields) for name in names for fields in weights.load(name).CASES]
+    return [(name, fields) for name in names for fields in weights.module(name).CASES]
 
 
 def label(case):
@@ -82,7 +82,7 @@ def kit(request):
 
 
 def test_contract(name):
-    module = weights.load(name)
+    module = weights.module(name)
     assert dataclasses.is_dataclass(module.Config)
     assert module.Config.__dataclass_params__.frozen
     with pytest.raises(TypeError):

@@ -2,6 +2,7 @@
 
     WORKDIR/runs/<digest>/record.json    one finished run: config, metrics, costs, machine
     WORKDIR/runs/<digest>/test.npz       its arrays per test example, for paired tests
+    WORKDIR/runs/<digest>/theta.safetensors    its weights, as `weights.save` writes them
     WORKDIR/results.jsonl                one line a row and seed, in the order of the table
 
 A file is there whole or not at all, however the process ends: each is written beside its place
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD, ARRAYS, RESULTS = "record.json", "test.npz", "results.jsonl"
+WEIGHTS = "theta.safetensors"
 REQUIRED = ("row", "seed", "status")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -57,8 +59,8 @@ def write(
     text = json.dumps(_plain(record, "record"), indent=1, allow_nan=False, ensure_ascii=False)
     folder.mkdir(parents=True, exist_ok=True)
     if arrays is not None:  # before the record, so that a record implies its arrays
-        _replace(folder / ARRAYS, lambda file: np.savez_compressed(file, **arrays))
-    _replace(folder / RECORD, lambda file: file.write(text.encode()))
+        replace(folder / ARRAYS, lambda file: np.savez_compressed(file, **arrays))
+    replace(folder / RECORD, lambda file: file.write(text.encode()))
 
 
 def read(path_dir: str | Path) -> dict[str, Any] | None:
@@ -93,7 +95,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         for record in records
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda file: file.write("".join(lines).encode()))
+    replace(path, lambda file: file.write("".join(lines).encode()))
 
 
 def load(workdir: str | Path) -> "pd.DataFrame":
@@ -230,7 +232,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _replace(path: Path, put: Callable[[IO[bytes]], Any]) -> None:
+def replace(path: Path, put: Callable[[IO[bytes]], Any]) -> None:
     """Fills a file beside `path` and moves it there, durable before it is visible."""
     # Opened plainly, not by `tempfile`, whose files nobody else on a shared disk may read.
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

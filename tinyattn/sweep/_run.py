@@ -30,7 +30,7 @@ def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -
 
     Args:
       table: From `expand`.
-      workdir: Gets `runs/<digest>/` and `results.jsonl`.
+      workdir: Gets `runs/<digest>/` and `results.jsonl`; see `records`.
       watcher: Told of progress.
     """
     watcher = watcher or Watcher()
@@ -67,7 +67,8 @@ def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -
                 _record(row, run, outcome, row_costs or {}, seconds)
                 for run, outcome in zip(group, outcomes, strict=True)
             ]
-            for run, (record, arrays) in zip(group, made, strict=True):
+            for run, outcome, (record, arrays) in zip(group, outcomes, made, strict=True):
+                _keep(row, run, outcome, workdir)
                 records.write(records.run_dir(workdir, run.digest), record, arrays)
                 finished[run.digest] = record
             train.discard(_folder(workdir, group))
@@ -113,6 +114,15 @@ def _name(group: Sequence[Run]) -> str:
 
 def _folder(workdir: Path, group: Sequence[Run]) -> Path:
     return records.run_dir(workdir, _name(group)) / "checkpoints"
+
+
+def _keep(row: Row, run: Run, outcome: train.Outcome, workdir: Path) -> None:
+    """Leaves a run's weights beside its record, before it, so that a record implies them."""
+    if outcome.error or not row.program.config.keep_weights:
+        return
+    path = records.run_dir(workdir, run.digest) / records.WEIGHTS
+    told = {"digest": run.digest, "seed": run.seed, "step": outcome.step}
+    weights.save(path, outcome.theta, **told)
 
 
 def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds: float):

@@ -28,6 +28,9 @@ class Config:
       ema_decay: Of the average of the trainable leaves that is evaluated in their place; 0 is none.
       patience: Evaluations without a better validation accuracy after which a run stops and its
         best weights count; 0 is never, and the last weights count.
+      pretrained: File of `weights.save` whose folded params are where all seeds start, before the weight
+        schemes; "" is the model's own. A run is known by this path, not by what is in the file.
+      keep_weights: Whether a finished run leaves its weights beside its record.
     """
 
     steps: int = 1000
@@ -40,6 +43,8 @@ class Config:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     patience: int = 0
+    pretrained: str = ""
+    keep_weights: bool = True
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "steps_per_dispatch")

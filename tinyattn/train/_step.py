@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from tinyattn import affine, model, optim, registry, tasks, weights
 from tinyattn.tasks import Split, Task
 from tinyattn.train._config import Config, check
+from tinyattn.train._initial import initial
 
 
 class State(NamedTuple):
@@ -94,8 +95,7 @@ def make(config: Mapping[str, Any]) -> Program:
 
     few = jax.tree.map(lambda x: x[:1], task.train)
     takes = affine.takes(encoder, few.inputs, few.key_valid)
-    init_params = jax.jit(lambda rng: encoder.init(rng, task.train.inputs[:1])["params"])
-    init_opt = jax.jit(optimizer.init)
+    init_params = initial(encoder, task, settings.pretrained)
 
     def init(seed: int) -> State:
         init_rng, scheme_rng, run_rng = jax.random.split(jax.random.PRNGKey(seed), 3)
@@ -103,7 +103,7 @@ def make(config: Mapping[str, Any]) -> Program:
         theta = scheme.init(scheme_rng, params)
         trainable, rest = jax.tree.map(jnp.asarray, weights.partition(theta))
         average = optim.average_init(trainable) if settings.ema_decay else None
-        opt = init_opt(trainable)
+        opt = jax.jit(optimizer.init)(trainable)
         return State(jnp.zeros((), jnp.int32), trainable, rest, opt, average, run_rng)
 
     def loss(trainable, rest, batch: Split, rng):

@@ -18,6 +18,8 @@ from typing import Any
 
 from tinyattn import registry
 from tinyattn.weights import _presets as presets
+from tinyattn.weights._codes import Codes
+from tinyattn.weights._file import Contents, load, read, save
 from tinyattn.weights._fold import (
     Sizes,
     compact,
@@ -49,6 +51,8 @@ from tinyattn.weights._theta import (
 
 __all__ = [
     "Alias",
+    "Codes",
+    "Contents",
     "Fixed",
     "Node",
     "Scheme",
@@ -65,13 +69,16 @@ __all__ = [
     "leaves",
     "load",
     "matching",
+    "module",
     "names",
     "partition",
     "penalty",
     "presets",
+    "read",
     "reference",
     "regenerate",
     "removed",
+    "save",
     "settle",
     "sizes",
     "spec",
@@ -87,7 +94,7 @@ def names() -> tuple[str, ...]:
     return registry.names(__name__)
 
 
-def load(name: str):
+def module(name: str):
     """The module of a scheme, by file name or by dotted name from anywhere."""
     return registry.load(__name__, name)
 
@@ -100,4 +107,4 @@ def spec(name: str, **fields: Any) -> registry.Spec:
 def build(sections: Iterable[Mapping[str, Any]]) -> Scheme:
     """The chain of schemes that a config lists; none is the model's own params."""
     parts = [registry.build(__name__, section) for section in sections]
-    return chain(*(module.make(config) for module, config in parts))
+    return chain(*(part.make(config) for part, config in parts))

@@ -1,5 +1,6 @@
 """From theta to params: aliases resolved, nodes built; and what a file would keep of them."""
 
+import math
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tinyattn.weights._codes import Codes
 from tinyattn.weights._theta import (
     Alias,
     Scratch,
@@ -225,14 +227,16 @@ def sizes(theta: Any) -> Sizes:
     for leaf in leaves(removed(theta)).values():
         if isinstance(leaf, Alias | Scratch):
             continue
-        seeded = isinstance(leaf, Seeded)
-        size = int(np.prod(leaf.shape)) if seeded else np.size(value(leaf))
-        # Masks and places in a pool say which numbers, and are none.
-        number = (
-            leaf.draw == "uniform" if seeded else jnp.issubdtype(value(leaf).dtype, jnp.floating)
-        )
-        params += size * number
+        size = math.prod(leaf.shape) if isinstance(leaf, Seeded | Codes) else np.size(value(leaf))
+        params += size * _is_number(leaf)
     for leaf in leaves(theta).values():
         trainable += 0 if is_kind(leaf) else np.size(leaf)
     kept = [stored(leaf) for leaf in leaves(compact(theta)).values()]
     return Sizes(params, trainable, sum(x.nbytes for x in kept if x is not None))
+
+
+def _is_number(leaf) -> bool:
+    """Masks and places in a pool say which numbers, and are none."""
+    if isinstance(leaf, Seeded):
+        return leaf.draw == "uniform"
+    return isinstance(leaf, Codes) or jnp.issubdtype(value(leaf).dtype, jnp.floating)
