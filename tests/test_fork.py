@@ -64,7 +64,7 @@ def test_it_passes_the_conformance_suite(elsewhere):
     counts = dict(re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1]))
     counts = {word: int(number) for number, word in counts.items()}
     # Skipped: where it is dense, the useful pairs there, and decoding.
-    assert counts["skipped"] == 3 and counts["passed"] >= 23, counts
+    assert counts["skipped"] == 3 and counts["passed"] >= 22, counts
 
 
 def test_it_is_a_row_of_a_table(elsewhere):
@@ -112,7 +112,7 @@ def test_a_mistake_in_it_is_said_before_anything_runs(elsewhere):
     with pytest.raises(ValueError, match=r"no module called 'myfork.rign'"):
         attention.spec("myfork.rign")
     stale = config.override(digits.get_config(), {"model.attention.name": "myfork.cosine"})
-    with pytest.raises(ValueError, match=r"row 'x': the section .* has no field 'cap'"):
+    with pytest.raises(ValueError, match=r"row 'x': the section .* has no field 'block'"):
         sweep.expand(stale, [("x", {})])
 
 

@@ -112,13 +112,14 @@ def test_declared_equals_counted_flops(name):
     assert counted(name) == declared
 
 
-def test_costs_are_sums_over_layers():
+def test_costs_are_sums_over_layers(monkeypatch):
     dense, local, once = (shapes(name)[0].config for name in ("dense", "local", "cached once"))
     unneeded = [model.unneeded_flops(c, T, masks.causal()) for c in (dense, local, once)]
     assert unneeded[2] == (unneeded[0] + unneeded[1]) / 2 and unneeded[0] != unneeded[1]
     # Two windows of two tokens, and one cache of all tokens for the two layers after them.
     assert model.state_bytes(once, T) == 2 * (2 * 2 * D * 4 + 4) + (2 * T * D * 4 + 4)
     # A layer that cannot decode is enough.
+    monkeypatch.delattr(attention.load("fixed"), "state_bytes")
     fixed = attention.spec("fixed", num_heads=4)
     assert model.state_bytes(build(also=(fixed,), layout="01").config, T) is None
 

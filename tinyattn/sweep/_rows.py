@@ -89,7 +89,7 @@ def expand(base: ml_collections.ConfigDict, rows: Rows) -> list[Row]:
             checkpoints(resolved.checkpoint, Path(), "")
         except ValueError as error:
             raise ValueError(f"row {name!r}: {error}") from error
-        told = {"row": name, "budget": met._asdict() if met else None}
+        told = {"row": name} | ({"budget": met._asdict()} if met else {})
         found[name] = Row(name, program, tuple(_run(told, seed, resolved) for seed in seeds))
     if not found:
         raise ValueError("the table has no row: rows() must yield at least one name and changes")

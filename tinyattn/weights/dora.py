@@ -18,7 +18,10 @@ from tinyattn.weights import _factors, _layers, _making, _theta
 from tinyattn.weights._delta import Delta, Term
 from tinyattn.weights._scheme import Scheme
 
-CASES = ({"rank": 2}, {"rank": 1, "detached": False, "leaves": "block.*kernel$"})
+CASES = (
+    {"rank": 2, "alpha": 2.0},
+    {"rank": 1, "alpha": 1.0, "detached": False, "leaves": "block.*kernel$"},
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,10 @@ from tinyattn.weights._delta import Delta, Term
 from tinyattn.weights._masks import Sparse
 from tinyattn.weights._scheme import Scheme
 
-CASES = ({"size": 5, "scale": 10.0}, {"size": 3, "std": 0.0, "leaves": "block.*kernel$"})
+CASES = (
+    {"size": 5, "scale": 10.0},
+    {"size": 3, "std": 0.0, "scale": 10.0, "leaves": "block.*kernel$"},
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

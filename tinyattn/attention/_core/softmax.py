@@ -30,6 +30,9 @@ from tinyattn.attention._core.plan import pairs as pairs
 from tinyattn.attention._core.plan import parts, plan, streams
 from tinyattn.masks import Mask
 
+# Logarithms of sums below this are of queries that see no key.
+EMPTY = -1e29
+
 
 def attend(
     query,
@@ -151,10 +154,15 @@ def merge(parts) -> jax.Array:
       parts: (out [B, T, N, I], lse [B, T, N]) of each, as `attend` returns them; no pair is in two.
         A query that sees no key in any of them gives zeros.
     """
-    outs, lses = zip(*parts, strict=True)
-    shares = jax.nn.softmax(jnp.stack(lses), axis=0)
-    total = sum(share[..., None] * out for share, out in zip(shares, outs, strict=True))
-    return total.astype(outs[0].dtype)
+    outs, lses = (jnp.stack(x) for x in zip(*parts, strict=True))
+    # Of sums this small no difference is taken: with a fused multiply-add it may be of any size.
+    empty = lses < EMPTY
+    lses = jnp.where(empty, 0.0, lses)
+    top = jax.lax.stop_gradient(jnp.where(empty, -jnp.inf, lses).max(0))
+    powers = jnp.where(empty, 0.0, jnp.exp(lses - jnp.where(jnp.isfinite(top), top, 0.0)))
+    total = powers.sum(0)
+    shares = powers / jnp.where(total == 0, 1.0, total)
+    return (shares[..., None] * outs).sum(0).astype(outs.dtype)
 
 
 def _map(static, item, *xs):
