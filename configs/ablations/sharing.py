@@ -6,7 +6,6 @@ Sharing moves no FLOP, so the figure is drawn against stored bytes and trainable
 """
 
 from configs.ablations.first import get_config as first
-from tinyattn.sweep import cross
 from tinyattn.weights import presets
 from tinyattn.weights import spec as weights
 
@@ -25,19 +24,12 @@ def get_config(arg=None):
 
 
 def rows():
-    yield "nothing shared", {}
-    yield from cross(_modes(), [("", {})])
-
-
-def _modes():
     """Each mode as it is, with a row D, and with a low rank for each layer."""
+    yield "nothing shared", {}
     for mode, part in MODES.items():
-        here = f"block.*{part}.*kernel$"
-        leaves = part or "."
+        here, leaves = f"block.*{part}.*kernel$", part or "."
         yield f"{mode} shared", {"weights": (weights("share", leaves=leaves),)}
         # The delta shares its V by itself; what is left of the layer is shared after it.
         rest = weights("share", leaves=leaves, keep="/terms/")
-        row = presets.relaxed(d="row", leaves=here)
-        yield f"{mode} shared, row D", {"weights": (row, rest)}
-        low = presets.relaxed(RANK, leaves=here)
-        yield f"{mode} shared, low rank", {"weights": (low, rest)}
+        yield f"{mode} shared, row D", {"weights": (presets.relaxed(d="row", leaves=here), rest)}
+        yield f"{mode} shared, low rank", {"weights": (presets.relaxed(RANK, leaves=here), rest)}
