@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
-        steps=20 if chosen.smoke else 1000, batch_size=64, eval_every=10 if chosen.smoke else 250
+        steps=20 if chosen.smoke else 600, batch_size=64, eval_every=10 if chosen.smoke else 150
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.
     config.checkpoint = dict(every_seconds=-1.0, keep=2)
