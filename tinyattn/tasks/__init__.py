@@ -22,11 +22,23 @@ class Split(NamedTuple):
       inputs: [n, ...]; images [n, height, width, channels] in float32, or tokens [n, T] in int32.
       labels: int32 [n], or [n, T] with one for each token; negative where nothing is to be predicted.
       key_valid: bool [n, T], False where `inputs` is padding; None where nothing is.
+      token_types: int32 [n, T], such as 0 for the first text of a pair and 1 for the second; None is 0.
+      segment_ids: int32 [n, T], which text of several packed into a row a token belongs to; None is one.
+      prefix: int32 [n, P], what a decoder reads, token for token before its label; None without one.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
     key_valid: np.ndarray | None = None
+    token_types: np.ndarray | None = None
+    segment_ids: np.ndarray | None = None
+    prefix: np.ndarray | None = None
+
+    @property
+    def given(self) -> dict[str, np.ndarray]:
+        """What a model is called with, by name: all that there is but the labels."""
+        fields = self._asdict()
+        return {name: x for name, x in fields.items() if name != "labels" and x is not None}
 
 
 class Task(NamedTuple):

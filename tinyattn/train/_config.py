@@ -129,10 +129,8 @@ def _check_weights(
 
 def _shapes(encoder: model.Encoder, few: Split):
     """Of the params."""
-    init = encoder.init
-    return jax.eval_shape(lambda rng: init(rng, few.inputs, few.key_valid), jax.random.PRNGKey(0))[
-        "params"
-    ]
+    rng = jax.random.PRNGKey(0)
+    return jax.eval_shape(lambda rng: encoder.init(rng, **few.given)["params"], rng)
 
 
 def removed(encoder: model.Encoder, theta: Any, few: Split) -> tuple[model.Encoder, Any]:

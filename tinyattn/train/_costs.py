@@ -42,13 +42,13 @@ def forward(program: Program, state: State) -> Forward:
     encoder, small = removed(program.model, theta, example)
     params = jax.jit(weights.fold)(small)
 
-    def apply(params, inputs, key_valid):
-        return encoder.apply({"params": params}, inputs, key_valid)
+    def apply(params, given):
+        return encoder.apply({"params": params}, **given)
 
-    arguments = jax.tree.map(jax.numpy.asarray, (params, example.inputs, example.key_valid))
+    arguments = jax.tree.map(jax.numpy.asarray, (params, example.given))
     compiled = jax.jit(apply).lower(*arguments).compile()
     if encoder is not program.model:
-        masked = program.predict(theta, example.inputs, example.key_valid)
+        masked = program.predict(theta, example)
         _check_same(program, masked, compiled(*arguments))
     flops = cost.count(apply, *arguments)
     return Forward(encoder, theta, flops, compiled, lambda: compiled(*arguments))

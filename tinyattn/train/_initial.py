@@ -17,10 +17,10 @@ def initial(encoder: model.Encoder, task: Task, path: str) -> Callable:
     """
     few = jax.tree.map(lambda x: x[:1], task.train)
     if not path:
-        return jax.jit(lambda rng: encoder.init(rng, few.inputs)["params"])
+        return jax.jit(lambda rng: encoder.init(rng, **few.given)["params"])
     params = weights.fold(weights.load(path))
     rng = jax.random.PRNGKey(0)
-    shapes = jax.eval_shape(lambda: encoder.init(rng, few.inputs, few.key_valid)["params"])
+    shapes = jax.eval_shape(lambda: encoder.init(rng, **few.given)["params"])
     _check(path, weights.leaves(params), weights.leaves(shapes))
     # Copies, for a state is donated to its first step.
     return lambda rng: jax.tree.map(jnp.array, params)

@@ -64,7 +64,7 @@ class Program(NamedTuple):
       step: (state, batch) -> (state, Sums); pure.
       run: (state, data, indices [k, B]) -> (state, Sums of [k]); jitted, donates the state.
       run_many: The same for states stacked along a first axis, and indices [seeds, k, B].
-      predict: (theta, inputs, key_valid) -> logits; jitted.
+      predict: (theta, batch) -> logits; jitted.
     """
 
     task: Task
@@ -94,7 +94,7 @@ def make(config: Mapping[str, Any]) -> Program:
     check(encoder, scheme, task, settings)
 
     few = jax.tree.map(lambda x: x[:1], task.train)
-    takes = affine.takes(encoder, few.inputs, few.key_valid)
+    takes = affine.takes(encoder, **few.given)
     init_params = initial(encoder, task, settings.pretrained)
 
     def init(seed: int) -> State:
@@ -108,8 +108,8 @@ def make(config: Mapping[str, Any]) -> Program:
 
     def loss(trainable, rest, batch: Split, rng):
         theta = weights.combine(trainable, rest)
-        params, inputs = weights.layers(theta, takes), (batch.inputs, batch.key_valid)
-        logits, own = affine.apply(encoder, params, *inputs, rng=rng, auxiliary=True)
+        params = weights.layers(theta, takes)
+        logits, own = affine.apply(encoder, params, **batch.given, rng=rng, auxiliary=True)
         targets = jax.nn.one_hot(batch.labels, task.num_classes)
         targets = optax.smooth_labels(targets, settings.label_smoothing)
         labelled = batch.labels >= 0
@@ -173,8 +173,8 @@ def make(config: Mapping[str, Any]) -> Program:
     def run_many(states: State, data: Split, indices, axis: str | None = None):
         return jax.vmap(lambda state, i: run(state, data, i, axis))(states, indices)
 
-    def predict(theta, inputs, key_valid=None):
-        return encoder.apply({"params": scheme.build(theta)}, inputs, key_valid)
+    def predict(theta, batch: Split):
+        return encoder.apply({"params": scheme.build(theta)}, **batch.given)
 
     return Program(
         task=task,
@@ -239,7 +239,7 @@ def evaluate(
         # The last batch is filled up, so that one compiled program serves all.
         fill = batch - len(part.labels)
         part = jax.tree.map(lambda x, k=fill: np.concatenate([x, np.repeat(x[:1], k, 0)]), part)
-        logits = np.asarray(program.predict(theta, part.inputs, part.key_valid))
+        logits = np.asarray(program.predict(theta, part))
         labelled = part.labels >= 0
         labelled[batch - fill :] = False
         logits, labels = logits[labelled], part.labels[labelled]
