@@ -242,6 +242,13 @@ def test_products(name):
     assert count(fn, *args).products == expected
 
 
+def test_a_fourier_transform_has_no_product_and_no_exact_count():
+    x = jnp.ones((3, 5))
+    assert cost.count(jax.grad(lambda x: jnp.fft.ifft2(x).real.sum()), x) == (0, None)
+    two = cost.count(lambda x: jnp.fft.fft(x).real @ jnp.ones((5, 2)), x)
+    assert two == (2 * 3 * 5 * 2, None)
+
+
 def test_gradient_of_ragged_dot_counts_both_factors():
     args = spec(9, 5), spec(4, 5, 7), spec(4, dtype=jnp.int32)
     gradient = jax.grad(lambda x, w, sizes: lax.ragged_dot(x, w, sizes).sum(), (0, 1))

@@ -53,6 +53,23 @@ def test_equals_reference_and_what_a_file_has(fields, shape):
     assert weights.sizes(theta).bytes == 4 * (at.size - want) + -(-units // 8)
 
 
+@pytest.mark.parametrize(
+    ("kind", "each", "fields", "mask"),
+    [("int4", 2, {}, 6), ("binary", 8, {"pattern": "blocks", "rows": 2, "columns": 1}, 3)],
+)
+def test_a_file_has_the_codes_of_what_is_kept(kind, each, fields, mask):
+    """Chained to quantisation: of 48 weights 24 are kept, `each` of them to a byte."""
+    rounded = weights.spec("quantize", leaves="weight$", kind=kind)
+    chain = weights.build([spec(**fields), rounded])
+    theta = chain.update(chain.init(RNG, {"kernel": matrix(8, 6)}), 0)
+    built, kept = jax.jit(chain.build)(theta), weights.compact(theta)
+    assert (built["kernel"] == 0).sum() >= 24
+    again = jax.jit(weights.fold)(weights.regenerate(weights.strip(kept)))
+    for found in (again, weights.reference(kept)):
+        np.testing.assert_array_equal(found["kernel"], built["kernel"])
+    assert weights.sizes(theta).bytes == 24 // each + mask + 4 * 6
+
+
 def test_ties_leave_the_right_number():
     for sparsity, left in ((0.5, 8), (0.3, 11), (0.99, 0)):
         at = zeros(pruned(np.ones((4, 4)), sparsity=sparsity)[1])

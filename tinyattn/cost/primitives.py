@@ -75,6 +75,11 @@ def _conv_general_dilated(eqn: JaxprEqn) -> Flops:
     return Flops(_multiply_add(kernel) * size(eqn.outvars[0]) * taps, 0)
 
 
+def _fft(eqn: JaxprEqn) -> Flops:
+    """No product: what a transform of n numbers takes depends on the algorithm picked for n."""
+    return Flops(0, None)
+
+
 def _fused_attention(query_products: int, value_products: int) -> Callable[[JaxprEqn], Flops]:
     """Rule of cuDNN attention: dense products over all pairs, whatever its mask lets it skip."""
 
@@ -93,6 +98,7 @@ RULES: dict[str, Callable[[JaxprEqn], Flops]] = {
     "dot_general": _dot_general,
     "ragged_dot_general": _ragged_dot_general,
     "conv_general_dilated": _conv_general_dilated,
+    "fft": _fft,
     # Forward: QKᵀ, PV. Backward (flash): QKᵀ again, dQ, dK over the query width; dP, dV.
     "dot_product_attention_fwd_wrapper": _fused_attention(1, 1),
     "dot_product_attention_bwd_wrapper": _fused_attention(3, 2),

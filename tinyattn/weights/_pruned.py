@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tinyattn.weights import _fold, _masks
+from tinyattn.weights._codes import Codes
+from tinyattn.weights._quantized import Packed
 from tinyattn.weights._theta import Alias, Fixed, Node, Scratch, leaves, places, static
 from tinyattn.weights._units import Units
 
@@ -80,11 +82,20 @@ class Pruned(Node):
     def compact(self, fold):
         """Values and bits, unless what the weight is made of is smaller, or is stored elsewhere."""
         at = np.asarray(self.units.spread(fold(self.mask)) > 0)
+        if isinstance(self.weight, Packed):
+            return self._rounded(at)
         values = np.asarray(fold(self.weight))[at]
         own = [_fold.stored(leaf) for leaf in leaves(self.weight).values()]
         if values.nbytes >= sum(x.nbytes for x in own if x is not None):
             return self
         return Kept(Fixed(values), self.mask, self.units)
+
+    def _rounded(self, at) -> "Kept":
+        """Of a quantised weight the codes that are kept."""
+        codes = self.weight.codes
+        numbers = codes.reference(None).reshape(at.shape)[at]
+        grid = dataclasses.replace(self.weight, codes=None)
+        return Kept(Codes.pack(numbers, codes.base), self.mask, self.units, grid)
 
     def removed(self, fold):
         if self.axis < 0:
@@ -105,15 +116,29 @@ class Pruned(Node):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kept(Node):
-    """What a file has of a pruned leaf: the values that are kept, in order, and the mask of units."""
+    """What a file has of a pruned leaf: the values that are kept, in order, and the mask of units.
+
+    Attributes:
+      values: Numbers, or codes of the grid.
+      mask: Which are kept.
+      units: How the leaf falls into the units of the mask.
+      grid: A `Packed` without codes, of a quantised leaf; None of others.
+    """
 
     values: Fixed
     mask: Any
     units: Units = static()
+    grid: Any = None
 
     def build(self, fold):
         at = self.units.spread(fold(self.mask))
-        return _masks.Sparse(fold(self.values), at).build(fold)
+        array = _masks.Sparse(fold(self.values), at).build(fold)
+        if self.grid is None:
+            return array
+        scale = self.grid.scale.value
+        codes = array.reshape(scale.shape[0], -1, scale.shape[2])
+        built = dataclasses.replace(self.grid, codes=codes).build(fold)
+        return jnp.where(at, built, jnp.zeros((), built.dtype))
 
 
 def best(scores: jax.Array, zeros) -> jax.Array:
