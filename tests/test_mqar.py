@@ -11,16 +11,16 @@ import pytest
 
 from configs.ablations import recall
 from tinyattn import attention, config, model, sweep, tasks, train
-from tinyattn.tasks import mqar
+from tinyattn.tasks import _generated, mqar
 
 V, T, P = 30, 40, 5
 MANY = 20_000
 
 
 def made(split="train", **fields):
-    sizes = {f"{name}_examples": 300 for name in mqar.SPLITS}
+    sizes = {f"{name}_examples": 300 for name in _generated.SPLITS}
     fields = {"vocab_size": V, "length": T, "pairs": P, **sizes, **fields}
-    return mqar.examples(mqar.Config(**fields), split)
+    return _generated.examples(mqar.Config(**fields), split)
 
 
 @pytest.mark.parametrize("random", [False, True])
@@ -104,17 +104,19 @@ def test_keys_and_values_are_drawn_evenly_and_apart():
 
 def test_bits_never_change():
     """Results of other examples could not be compared with published ones."""
-    found = [zlib.crc32(x.astype("<i4").tobytes()) for name in mqar.SPLITS for x in made(name)]
+    found = [
+        zlib.crc32(x.astype("<i4").tobytes()) for name in _generated.SPLITS for x in made(name)
+    ]
     assert found == [1191155377, 95468443, 38505616, 930686607, 2387739744, 816558920]
 
 
 def test_splits_and_seeds_draw_apart():
-    texts = [made(name, seed=seed)[0] for seed in (0, 1) for name in mqar.SPLITS]
+    texts = [made(name, seed=seed)[0] for seed in (0, 1) for name in _generated.SPLITS]
     rows = {text.tobytes() for part in texts for text in part}
     assert len(rows) == 6 * 300
     np.testing.assert_array_equal(made("test", train_examples=7)[0], texts[2])
     # Also where examples are drawn in several blocks.
-    tokens, labels = made(train_examples=2 * mqar.BLOCK + 10)
+    tokens, labels = made(train_examples=2 * _generated.BLOCK + 10)
     assert len({text.tobytes() for text in tokens}) == len(tokens) == len(labels)
     assert ((labels >= 0).sum(1) == P).all()
 
@@ -122,7 +124,7 @@ def test_splits_and_seeds_draw_apart():
 def test_a_hugging_face_dataset_and_a_task_of_the_same_examples():
     fields = {"vocab_size": V, "length": T, "pairs": P, "train_examples": 20}
     fields |= {"validation_examples": 6, "test_examples": 8}
-    data, task = mqar.dataset(mqar.Config(**fields)), tasks.load(tasks.spec("mqar", **fields))
+    data, task = _generated.dataset(mqar.Config(**fields)), tasks.load(tasks.spec("mqar", **fields))
     assert isinstance(data, datasets.DatasetDict)
     assert {name: part.num_rows for name, part in data.items()} == {
         "train": 20,
