@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from tinyattn import config, sweep
+from tinyattn import config, records, sweep
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:argument].")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for records, tables and checkpoints.")
@@ -96,9 +96,8 @@ def _argument(path: str) -> list[str]:
 
 def cache_compilations() -> None:
     """Keeps compiled programs on disk, so that a second run starts at once."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(home / "tinyattn" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(records.cache() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
@@ -129,7 +128,9 @@ class Bars(sweep.Watcher):
         bar.n = progress.step
         shown = {"loss": f"{progress.loss:.3f}", "accuracy": f"{progress.accuracy:.1%}"}
         if progress.validation == progress.validation:
-            shown["validation"] = f"{progress.validation:.1%}"
+            form = ".1%" if progress.metric.percent else ".3f"
+            name = "validation" if progress.metric.percent else f"validation {progress.metric.name}"
+            shown[name] = f"{progress.validation:{form}}"
         bar.set_postfix(shown)
 
     def _close_run(self):

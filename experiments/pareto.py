@@ -1,8 +1,8 @@
-"""Draws accuracy against two costs: executed FLOPs on the left, stored bytes on the right, or others.
+"""Draws scores against two costs: executed FLOPs on the left, stored bytes on the right, or others.
 
 Rows of an ablation often cost exactly the same and score nearly the same, so labels beside their
 points would lie on top of each other. They stand in one column between the panels instead,
-ordered by accuracy. Each leader line runs level from its point to the edge of the panel and
+the best on top. Each leader line runs level from its point to the edge of the panel and
 only then bends to its label, so the leaders of two rows never cross. Rows whose names differ in
 the number after a last `=` alone are points of one curve.
 """
@@ -16,10 +16,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    EngFormatter,
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
-from experiments.places import accuracy_range, spread
-from experiments.table import SYMBOLS, heading
+from experiments.places import score_range, spread
+from experiments.table import SYMBOLS, heading, title
 from tinyattn.cost import columns
 
 COSTS = ("executed_flops", "stored_bytes")
@@ -52,12 +59,13 @@ def figure(
         row: (colours[curve], MARKERS[number % len(MARKERS)])
         for number, (row, curve) in enumerate(zip(summary["row"], _curves(summary), strict=True))
     }
-    drawn = summary[summary["seeds"] > 0].sort_values("accuracy_percent", kind="stable")
-    bottom, top = accuracy_range(drawn)
+    # Better is higher: what is good the less there is of it counts downwards from nothing.
+    drawn = summary[summary["seeds"] > 0].assign(good=_good).sort_values("good", kind="stable")
+    bottom, top = score_range(drawn)
     # A row below the panel stands near its lower edge, and its label says where it would be.
-    inside = drawn["accuracy_percent"] >= bottom
-    drawn["level"] = drawn["accuracy_percent"].where(inside, bottom + 0.02 * (top - bottom))
-    drawn["bar"] = drawn["accuracy_half_width"].where(inside).fillna(0.0)
+    inside = drawn["good"] >= bottom
+    drawn["level"] = drawn["good"].where(inside, bottom + 0.02 * (top - bottom))
+    drawn["bar"] = drawn["score_half_width"].where(inside).fillna(0.0)
     labels = [_label(line, summary["seeds"].max(), bottom) for line in drawn.to_dict("records")]
     sizes = np.array([LINE * (1 + label.count("\n")) for label in labels])
 
@@ -86,7 +94,8 @@ def figure(
 
     for axis, cost in zip((left, right), columns(costs), strict=True):
         label = f"{heading(cost)}, log scale"
-        axis.set(ylim=(bottom, top), xlabel=label, ylabel="test accuracy, %")
+        axis.set(ylim=(bottom, top), xlabel=label, ylabel=title(summary)[0])
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{abs(y):g}"))
         places = _draw_panel(axis, drawn, cost.key, SYMBOLS.get(cost.unit, ""), styles)
         edge = axis.get_xlim()[1 if axis is left else 0]
         bend = (0, GUTTER) if axis is left else (column, column - GUTTER)
@@ -103,15 +112,19 @@ def figure(
 
 
 def front(summary: pd.DataFrame, cost: str) -> list[str]:
-    """Returns the rows that no other row beats in mean accuracy at the same `cost` or less.
+    """Returns the rows that no other row beats in mean score at the same `cost` or less.
 
     They come in order of cost, and of rows alike in both only the first of the table.
     """
-    ordered = summary[(summary["seeds"] > 0) & (summary[cost] > 0)].sort_values(
-        [cost, "accuracy_percent"], ascending=[True, False], kind="stable"
-    )
-    best = ordered["accuracy_percent"].cummax().shift(fill_value=-np.inf)
-    return ordered.loc[ordered["accuracy_percent"] > best, "row"].tolist()
+    ordered = summary[(summary["seeds"] > 0) & (summary[cost] > 0)].assign(good=_good)
+    ordered = ordered.sort_values([cost, "good"], ascending=[True, False], kind="stable")
+    best = ordered["good"].cummax().shift(fill_value=-np.inf)
+    return ordered.loc[ordered["good"] > best, "row"].tolist()
+
+
+def _good(summary: pd.DataFrame) -> pd.Series:
+    """Returns scores of which more is better."""
+    return summary["score"].where(summary["higher"], -summary["score"])
 
 
 def _curves(rows: pd.DataFrame) -> pd.Series:
@@ -190,8 +203,8 @@ def _label(line: dict, most_seeds: int, bottom: float) -> str:
     text = line["row"] + " †" * line["simulated"]
     if line["seeds"] < most_seeds:
         text += f" (n={line['seeds']})"
-    if line["accuracy_percent"] < bottom:
-        text += f" ↓ {line['accuracy_percent']:.1f}%"
+    if line["good"] < bottom:
+        text += f" ↓ {line['score']:.1f}" + "%" * line["percent"]
     return textwrap.fill(text, width=28)
 
 
@@ -208,9 +221,10 @@ def _text_width(page: Figure, labels: list[str]) -> float:
 
 def _title(summary: pd.DataFrame) -> str:
     most = int(summary["seeds"].max())
+    name = f"Test {summary['metric'].iloc[0].replace('_', ' ')}"
     if most < 2:
-        return f"Test accuracy against cost, {most} seeds: no interval".replace("1 seeds", "1 seed")
-    return f"Test accuracy against cost: mean and 95% t interval, n={most} seeds"
+        return f"{name} against cost, {most} seeds: no interval".replace("1 seeds", "1 seed")
+    return f"{name} against cost: mean and 95% t interval, n={most} seeds"
 
 
 def _caption(summary: pd.DataFrame, drawn: pd.DataFrame, bottom: float, top: float) -> str:
@@ -220,8 +234,8 @@ def _caption(summary: pd.DataFrame, drawn: pd.DataFrame, bottom: float, top: flo
     ]
     if _curves(drawn).duplicated().any():
         said.append("A line joins rows whose names differ in their last number alone.")
-    if (drawn["accuracy_percent"] < bottom).any():
-        said.append("↓ marks a row that lies below the panels, with its accuracy.")
+    if (drawn["good"] < bottom).any():
+        said.append("↓ marks a row that lies below the panels, with its score.")
     low, high = drawn["level"] - drawn["bar"], drawn["level"] + drawn["bar"]
     if ((low < bottom) | (high > top)).any():
         said.append("A bar without an end goes on outside the panel.")

@@ -5,21 +5,28 @@ import pandas as pd
 from scipy.optimize import isotonic_regression
 
 
-def accuracy_range(drawn: pd.DataFrame) -> tuple[float, float]:
+def score_range(drawn: pd.DataFrame) -> tuple[float, float]:
     """Returns limits within which rows that are close to each other can be told apart.
 
     Left out are a row that has collapsed far below the others, and what reaches beyond the rest of
     an interval out of proportion: that of two seeds is seven times as wide as that of five.
+
+    Args:
+        drawn: of `report.summarise`, and `good`: the score, or less than nothing where less is better.
     """
-    means, halves = drawn["accuracy_percent"], drawn["accuracy_half_width"]
     if drawn.empty:
         return 0.0, 100.0
-    collapse = means.median() - max(5 * (means.max() - means.median()), 10.0)
+    first = drawn.iloc[0]
+    means, halves = drawn["good"], drawn["score_half_width"]
+    # A point of a share tells rows apart, and a hundredth of a number that has no scale of its own.
+    unit = 1.0 if first["percent"] else abs(means.median()) / 100
+    best = (100.0 if first["percent"] else np.inf) if first["higher"] else 0.0
+    collapse = means.median() - max(5 * (means.max() - means.median()), 10.0 * unit)
     means, halves = means[means >= collapse], halves[means >= collapse]
-    room = max(means.max() - means.min(), 2.5 * np.nan_to_num(halves.median()), 0.5)
+    room = max(means.max() - means.min(), 2.5 * np.nan_to_num(halves.median()), 0.5 * unit)
     low = max((means - halves.fillna(0)).min(), means.min() - room)
-    high = min((means + halves.fillna(0)).max(), means.max() + room, 100.0)
-    margin = 0.06 * max(high - low, 0.5)
+    high = min((means + halves.fillna(0)).max(), means.max() + room, best)
+    margin = 0.06 * max(high - low, 0.5 * unit)
     return low - margin, high + margin
 
 

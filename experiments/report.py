@@ -16,47 +16,51 @@ from experiments.pareto import COSTS, figure, front
 from experiments.table import markdown, terminal
 from tinyattn import records, stats
 from tinyattn.cost import COLUMNS
+from tinyattn.tasks import ACCURACY, Metric
 
 __all__ = ["figure", "front", "markdown", "publish", "summarise", "terminal"]
 
-ACCURACY = "metrics.test_accuracy"
 NAN = float("nan")
 
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Reduces runs to one line a row, in table order; the first row is the baseline.
 
-    Accuracies are in percent and differences in percentage points, both with the half-width of a
-    95% t interval; `budget_residual` is a share of the budget. Differences and p-values come from the
-    seeds that a row shares with the baseline; `unpaired_seeds` names the others. Costs are in base
-    units: the mean over seeds, and `<cost>_min` and `<cost>_max` beside it for a cost that varies
-    over the seeds of some row.
+    A score is what the runs' own `metric` names; shares are in percent and their differences in
+    percentage points, both with the half-width of a 95% t interval. `budget_residual` is a share of the
+    budget. Differences and p-values come from the seeds that a row shares with the baseline;
+    `unpaired_seeds` names the others. Costs are in base units: the mean over seeds, and `<cost>_min` and
+    `<cost>_max` beside it for a cost that varies over the seeds of some row.
 
     Args:
         frame: what `records.load` returns.
 
     Raises:
-        ValueError: a row has the same seed twice.
+        ValueError: a row has the same seed twice, or rows have several metrics.
     """
     twice = frame.loc[frame.duplicated(["row", "seed"]), ["row", "seed"]].values.tolist()
     if twice:
         raise ValueError(f"runs listed twice: {twice}; keep one line a row and seed")
-    baseline = _accuracies(frame[frame["row"] == frame["row"].iloc[0]])
+    metric = _metric(frame)
+    baseline = _scores(frame[frame["row"] == frame["row"].iloc[0]], metric)
     lines = []
     for number, (row, runs) in enumerate(frame.groupby("row", sort=False)):
-        accuracies = _accuracies(runs)
-        mean, half_width = stats.t_interval(accuracies) if len(accuracies) else (NAN, NAN)
+        scores = _scores(runs, metric)
+        mean, half_width = stats.t_interval(scores) if len(scores) else (NAN, NAN)
         line = {
             "row": row,
             "simulated": bool("simulated" in runs and runs["simulated"].eq(True).any()),
             "runs": len(runs),
-            "seeds": len(accuracies),
-            "failure": _failure(runs, len(accuracies)),
-            "accuracy_percent": mean,
-            "accuracy_half_width": half_width,
+            "seeds": len(scores),
+            "failure": _failure(runs, len(scores), metric),
+            "metric": metric.name,
+            "higher": metric.higher,
+            "percent": metric.percent,
+            "score": mean,
+            "score_half_width": half_width,
             "budget_residual": _residual(runs),
         }
-        line |= _against(baseline, accuracies if number else accuracies[:0])
+        line |= _against(baseline, scores if number else scores[:0])
         lines.append(line | _costs(runs))
     summary = pd.DataFrame(lines)
     tested = summary["p"].notna()
@@ -90,12 +94,30 @@ def _figure_costs(frame: pd.DataFrame) -> Sequence[str]:
     return (frame["figure"].iloc[0] if "figure" in frame else ()) or COSTS
 
 
-def _accuracies(runs: pd.DataFrame) -> pd.Series:
-    """Returns the test accuracy in percent of the finished runs, indexed by seed."""
-    if ACCURACY not in runs:
+def _metric(frame: pd.DataFrame) -> Metric:
+    """Returns what the runs are compared by, which all of a table's runs must share.
+
+    Raises:
+        ValueError: they do not.
+    """
+    names = [f"metric.{field}" for field in Metric._fields]
+    if "metric.name" not in frame:  # of before a record said so
+        return ACCURACY
+    found = frame[names].dropna().drop_duplicates()
+    if len(found) > 1:
+        raise ValueError(
+            f"rows are compared by {', '.join(found['metric.name'])}: give each its own table"
+        )
+    return Metric(*found.iloc[0].tolist()) if len(found) else ACCURACY
+
+
+def _scores(runs: pd.DataFrame, metric: Metric) -> pd.Series:
+    """Returns the test score of the finished runs, a share in percent, indexed by seed."""
+    name = f"metrics.test_{metric.name}"
+    if name not in runs:
         return pd.Series(dtype=float)
     finished = runs[runs["status"] == "ok"].set_index("seed")
-    return 100 * finished[ACCURACY].astype(float).dropna()
+    return (100 if metric.percent else 1) * finished[name].astype(float).dropna()
 
 
 def _residual(runs: pd.DataFrame) -> float:
@@ -104,16 +126,16 @@ def _residual(runs: pd.DataFrame) -> float:
     return float(runs[name].iloc[0]) if name in runs else NAN
 
 
-def _against(baseline: pd.Series, accuracies: pd.Series) -> dict:
+def _against(baseline: pd.Series, scores: pd.Series) -> dict:
     """Compares a row with the baseline on the seeds that both have finished."""
-    shared = baseline.index.intersection(accuracies.index)
-    unpaired = baseline.index.symmetric_difference(accuracies.index)
+    shared = baseline.index.intersection(scores.index)
+    unpaired = baseline.index.symmetric_difference(scores.index)
     mean = half_width = p = NAN
     if len(shared):
-        mean, half_width, _, differences = stats.paired(accuracies[shared], baseline[shared])
+        mean, half_width, _, differences = stats.paired(scores[shared], baseline[shared])
         p = stats.sign_flip(differences) if len(shared) <= stats.MAX_FLIPS else NAN
     return {
-        "difference_points": mean,
+        "difference": mean,
         "difference_half_width": half_width,
         "pairs": len(shared),
         "unpaired_seeds": ", ".join(map(str, unpaired)) if len(shared) else "",
@@ -121,13 +143,13 @@ def _against(baseline: pd.Series, accuracies: pd.Series) -> dict:
     }
 
 
-def _failure(runs: pd.DataFrame, finished: int) -> str:
+def _failure(runs: pd.DataFrame, finished: int, metric: Metric) -> str:
     """Says how many seeds failed and why, each reason once; nothing where all have finished."""
     if finished == len(runs):
         return ""
     errors = runs["error"].dropna() if "error" in runs else []
     reasons = dict.fromkeys(str(error).strip().partition("\n")[0] for error in errors)
-    reason = "; ".join(reasons) or "no test accuracy in the record"
+    reason = "; ".join(reasons) or f"no test {metric.name} in the record"
     return f"{len(runs) - finished} of {len(runs)} failed: {reason}"
 
 

@@ -11,7 +11,7 @@ from tinyattn.cost import COLUMNS, CONVENTION, Column
 
 LEVEL = 0.05
 TERMINAL = 120  # characters
-# A terminal holds six of them beside accuracy, difference and p: the last six that a table has.
+# A terminal holds six of them beside score, difference and p: the last six that a table has.
 TERMINAL_COSTS = (
     "useful_flops",
     "executed_flops",
@@ -28,7 +28,7 @@ PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 
 def markdown(summary: pd.DataFrame) -> str:
     """Returns the table with all its columns and its legend, in Markdown."""
     costs = [column for column in COLUMNS if column.key in summary]
-    heads = ["row", "test accuracy, %", "Δ, points", "p (Holm)", "seeds"]
+    heads = ["row", *title(summary), "p (Holm)", "seeds"]
     heads += ["off budget"] * ("budget_residual" in summary)
     heads += [heading(column) for column in costs]
     cells = []
@@ -49,7 +49,7 @@ def terminal(summary: pd.DataFrame) -> str:
     """Returns the main columns and the notes, at most some 120 characters wide."""
     costs = [column for column in COLUMNS if column.key in summary]
     costs = [column for column in costs if column.key in TERMINAL_COSTS][-6:]
-    heads = ["row", "test\naccuracy, %", "Δ,\npoints", "p\n(Holm)"]
+    heads = ["row", *(name.replace(" ", "\n", 1) for name in (*title(summary), "p (Holm)"))]
     heads += ["off\nbudget"] * ("budget_residual" in summary)
     heads += ["\n".join(heading(column).split()[:2]) for column in costs]
     # Set as a row of the body: tabulate pads every heading by two columns that are dear here.
@@ -64,15 +64,24 @@ def terminal(summary: pd.DataFrame) -> str:
     return "\n".join([*lines[:2], rule, *lines[2:], rule, *said])
 
 
+def title(summary: pd.DataFrame) -> tuple[str, str]:
+    """Returns the headings of the score and of the differences between scores."""
+    first = summary.iloc[0]
+    name = f"test {first['metric'].replace('_', ' ')}"
+    arrow = "" if first["higher"] else " ↓"
+    return (f"{name}, %", "Δ, points") if first["percent"] else (f"{name}{arrow}", "Δ")
+
+
 def notes(summary: pd.DataFrame) -> list[str]:
     """Returns what a reader must know beside the numbers: conventions, tests, failures."""
-    most = summary["seeds"].max()
+    most, higher = summary["seeds"].max(), summary["higher"].iloc[0]
+    name = summary["metric"].iloc[0].replace("_", " ").capitalize()
     said = [
         f"{CONVENTION} 1 k = 1000, 1 kB = 1000 bytes.",
-        f"Accuracy: mean over n={most} seeds unless the row says otherwise, ± half the width of "
-        "its 95% t interval; a single seed has none."
+        f"{name}: mean over n={most} seeds unless the row says otherwise, ± half the width of "
+        f"its 95% t interval; a single seed has none.{' Less is better.' * (not higher)}"
         if most
-        else "Accuracy: none, because no run has finished.",
+        else f"{name}: none, because no run has finished.",
         *_comparison_notes(summary),
     ]
     if "budget_residual" in summary:
@@ -145,16 +154,16 @@ def heading(column: Column) -> str:
 
 def _leading(line: dict, most_seeds: int) -> list[str]:
     """Returns the row's name and the cells that do not come from the cost vector."""
-    accuracy = _plus_minus(line["accuracy_percent"], line["accuracy_half_width"])
+    score = _plus_minus(line["score"], line["score_half_width"])
     if line["seeds"] == 0:
-        accuracy = "failed"
+        score = "failed"
     elif line["seeds"] < most_seeds:
-        accuracy += f" (n={line['seeds']})"
-    difference = _plus_minus(line["difference_points"], line["difference_half_width"], "+")
+        score += f" (n={line['seeds']})"
+    difference = _plus_minus(line["difference"], line["difference_half_width"], "+")
     p = "—"
     if not math.isnan(line["p_holm"]):
         p = f"{line['p_holm']:.2g}" + " n.s." * (line["p_holm"] >= LEVEL)
-    return [line["row"] + " †" * line["simulated"], accuracy, difference, p]
+    return [line["row"] + " †" * line["simulated"], score, difference, p]
 
 
 def _off(line: dict) -> list[str]:

@@ -102,9 +102,9 @@ for line in summary.iloc[1:].to_dict("records"):
     if not line["pairs"]:
         print(f"{line['row']}: no seed to compare. {line['failure']}")
         continue
-    excludes_zero = abs(line["difference_points"]) > line["difference_half_width"]
+    excludes_zero = abs(line["difference"]) > line["difference_half_width"]
     print(
-        f"{line['row']}: {line['difference_points']:+.2f} ± {line['difference_half_width']:.2f} "
+        f"{line['row']}: {line['difference']:+.2f} ± {line['difference_half_width']:.2f} "
         f"points against {baseline} (n={line['pairs']} seeds). The interval "
         f"{'excludes' if excludes_zero else 'does not exclude'} zero; Holm-adjusted sign-flip "
         f"p = {line['p_holm']:.2g}, where n={line['pairs']} can reach "
@@ -136,10 +136,10 @@ for row, line in multiples.iloc[1:].iterrows():
 # the baseline and the one that lies farthest from it in accuracy.
 
 # %%
-others = summary.iloc[1:].dropna(subset=["difference_points"])
+others = summary.iloc[1:].dropna(subset=["difference"])
 lines = []
 if len(others):
-    other = others.loc[others["difference_points"].abs().idxmax(), "row"]
+    other = others.loc[others["difference"].abs().idxmax(), "row"]
     digests = runs[runs["status"] == "ok"].pivot(index="seed", columns="row", values="digest")
     for seed, pair in digests[[baseline, other]].dropna().iterrows():
         arrays = [records.arrays(RESULTS, pair[row]) for row in (baseline, other)]

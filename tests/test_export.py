@@ -70,9 +70,10 @@ def test_what_is_exported_predicts_what_was_recorded(table, out):
     for form in export.FORMATS:
         export.export(folder, record, out, form)
         theta = weights.load(out)
-        correct, losses = train.evaluate(program, theta, program.task.test)
-        np.testing.assert_array_equal(correct, want["correct"])
-        np.testing.assert_allclose(losses, want["loss"], rtol=1e-5, atol=1e-6)
+        test = program.task.test
+        found = train.evaluate(program, theta, test)
+        np.testing.assert_array_equal(found.labels == test.labels, want["correct"])
+        np.testing.assert_allclose(found.losses, want["loss"], rtol=1e-5, atol=1e-6)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(theta))
     assert set(weights.leaves(theta)) == set(weights.leaves(weights.fold(program.init(0).theta)))
 

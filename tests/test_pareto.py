@@ -50,7 +50,7 @@ def test_labels_stand_in_the_order_of_accuracy():
         text.get_text().replace("\n", " ")
         for text in sorted(texts, key=lambda t: t.get_position()[1])
     ]
-    assert shown == summary.sort_values("accuracy_percent")["row"].tolist()
+    assert shown == summary.sort_values("score")["row"].tolist()
 
 
 def test_bars_are_the_intervals_and_the_band_is_the_front():
@@ -60,8 +60,8 @@ def test_bars_are_the_intervals_and_the_band_is_the_front():
     by_x = sorted(axis.containers, key=lambda container: container.lines[0].get_xdata()[0])
     for line, container in zip(summary.to_dict("records"), by_x, strict=True):
         ends = container.lines[2][0].get_segments()[0][:, 1]
-        half_width = line["accuracy_half_width"]
-        assert ends.mean() == pytest.approx(line["accuracy_percent"])
+        half_width = line["score_half_width"]
+        assert ends.mean() == pytest.approx(line["score"])
         assert np.ptp(ends) == pytest.approx(2 * half_width)
     (band,) = (line for line in axis.lines if line.get_drawstyle() == "steps-post")
     np.testing.assert_allclose(band.get_xdata(), [1e6, 2e6])

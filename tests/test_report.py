@@ -35,9 +35,9 @@ def test_rows_are_summarised_in_table_order_in_percent():
     assert summary["row"].tolist() == ["window", "dense"]
     dense = line(summary, "dense")
     mean, half_width = stats.t_interval(np.multiply(DENSE, 100))
-    assert dense[["accuracy_percent", "accuracy_half_width"]].tolist() == [mean, half_width]
+    assert dense[["score", "score_half_width"]].tolist() == [mean, half_width]
     gain = stats.t_interval(100 * (np.array(DENSE) - WINDOW))
-    found = dense[["difference_points", "difference_half_width"]].tolist()
+    found = dense[["difference", "difference_half_width"]].tolist()
     assert found == pytest.approx(gain)
     assert (dense["p"], dense["pairs"], dense["seeds"]) == (0.0625, 5, 5)
     assert math.isnan(line(summary, "window")["p"]) and line(summary, "window")["pairs"] == 0
@@ -68,7 +68,7 @@ def test_differences_use_the_shared_seeds_and_say_so():
     summary = report.summarise(runs)
     window = line(summary, "window")
     assert (window["pairs"], window["unpaired_seeds"]) == (2, "1, 2")
-    assert window["difference_points"] == pytest.approx(-9.5)
+    assert window["difference"] == pytest.approx(-9.5)
     text = report.markdown(summary)
     assert "window: Δ and p over the seeds shared with dense, n=2; missing" in text
     assert "window: 1 of 4 failed: non-finite loss at step 40." in text
@@ -79,14 +79,14 @@ def test_a_failed_run_is_not_averaged_even_with_an_accuracy():
     runs = frame(dense=DENSE, window=WINDOW)
     runs.loc[runs["row"].eq("window") & runs["seed"].eq(4), "status"] = "failed"
     summary = report.summarise(runs)
-    assert line(summary, "window")["accuracy_percent"] == pytest.approx(100 * np.mean(WINDOW[:4]))
+    assert line(summary, "window")["score"] == pytest.approx(100 * np.mean(WINDOW[:4]))
     assert line(summary, "window")["failure"].startswith("1 of 5 failed")
 
 
 def test_a_row_that_failed_wholly_is_still_a_row():
     summary = report.summarise(frame(dense=DENSE, pruned=[None] * 5))
     assert line(summary, "pruned")["failure"] == "5 of 5 failed: non-finite loss at step 40"
-    assert math.isnan(line(summary, "pruned")["accuracy_percent"])
+    assert math.isnan(line(summary, "pruned")["score"])
     row = next(text for text in report.markdown(summary).splitlines() if "| pruned" in text)
     assert "failed" in row and "0 of 5" in row and "187 kB" in row  # its costs are known
     assert "Not drawn, because every seed failed: pruned." in captions(report.figure(summary))
@@ -203,7 +203,7 @@ def test_publishing_writes_what_it_summarises(tmp_path):
     written = pd.read_csv(tmp_path / "table.csv")
     assert written.columns.tolist() == summary.columns.tolist()
     assert written["stored_bytes"].tolist() == [186_664, 93_332, 62_221]
-    np.testing.assert_allclose(written["accuracy_percent"], summary["accuracy_percent"])
+    np.testing.assert_allclose(written["score"], summary["score"])
     assert (tmp_path / "table.md").read_text() == report.markdown(summary)
     assert "shared \\| D⊙V" in report.markdown(summary)
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")

@@ -39,7 +39,7 @@ ROWS = {
 }
 ISSUE = {"row", "seed", "status", "metrics", "costs", "config", "versions", "device", "seconds"}
 METRICS = {"validation_accuracy", "validation_loss", "test_accuracy", "test_loss", "step"}
-MORE = {"digest", "simulated", "history", "commit", "dirty", "figure"}
+MORE = {"data", "metric", "digest", "simulated", "history", "commit", "dirty", "figure"}
 
 
 class Watched(sweep.Watcher):

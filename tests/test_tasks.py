@@ -32,7 +32,7 @@ def standard():
 
 
 def test_names_and_unknown_names():
-    assert {"digits", "mqar", "listops"} < set(tasks.names())
+    assert {"digits", "mqar", "listops", "trec"} <= set(tasks.names())
     with pytest.raises(ValueError, match="no 'digts'; did you mean 'digits'"):
         tasks.spec("digts")
     with pytest.raises(ValueError, match="no field 'shfit'; did you mean 'shift'"):

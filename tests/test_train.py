@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from tinyattn import config, optim, train, weights
+from tinyattn import config, optim, tasks, train, weights
 from tinyattn.checkpoint import Checkpoints
 from tinyattn.train import _loop
 
@@ -130,22 +130,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(program, data):
 def test_evaluation_needs_no_rng_and_sees_every_example_once(program, compiled):
     theta = program.init(0).theta
     split = program.task.validation
-    correct, losses = train.evaluate(program, theta, split)
+    found = train.evaluate(program, theta, split)
     again = train.evaluate(program, theta, split, batch=90)
-    assert correct.shape == losses.shape == (180,) and correct.dtype == bool
-    np.testing.assert_array_equal(correct, again[0])
-    np.testing.assert_allclose(losses, again[1], rtol=1e-5)
+    assert found.labels.shape == found.losses.shape == (180,) and found.labels.dtype == np.int32
+    np.testing.assert_array_equal(found.labels, again.labels)
+    np.testing.assert_allclose(found.losses, again.losses, rtol=1e-5)
     logits = compiled[1]({"params": theta}, split.inputs)
     right = np.asarray(jax.nn.log_softmax(logits))[np.arange(180), split.labels]
-    np.testing.assert_allclose(losses, -right, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(correct, np.asarray(logits).argmax(-1) == split.labels)
+    np.testing.assert_allclose(found.losses, -right, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.labels, np.asarray(logits).argmax(-1))
 
 
 def test_a_run_compiles_once_for_all_its_seeds(program, tmp_path):
     for seed in (0, 1):
         fit(program, tmp_path / f"{seed}", [seed])
     # Another test asks for predictions of batches of another size.
-    assert program.run._cache_size() == 1 and program.predict._cache_size() <= 2
+    assert program.run._cache_size() == 1 and program.judge._cache_size() <= 2
 
 
 def test_progress_adds_up(program, tmp_path):
@@ -159,8 +159,9 @@ def test_progress_adds_up(program, tmp_path):
     assert seen[2].validation == seen[4].validation == first["validation_accuracy"]
     assert (outcome.step, outcome.error, outcome.seed) == (12, None, 0)
     # The weights that count are the average's.
-    correct, losses = train.evaluate(program, outcome.theta, program.task.validation)
-    assert (correct.mean(), losses.mean()) == (last["validation_accuracy"], last["validation_loss"])
+    found = train.evaluate(program, outcome.theta, program.task.validation)
+    numbers = tasks.score(program.task, program.task.validation, found)
+    assert {f"validation_{name}": x for name, x in numbers.items()} | {"step": 12} == last
     assert not list(tmp_path.iterdir())  # nothing was due
 
 
@@ -168,17 +169,22 @@ def scripted(monkeypatch, accuracies):
     """Evaluations that find these accuracies, one after the other, and the weights they were of."""
     left, thetas = iter(accuracies), []
 
-    def evaluate(program, theta, split):
+    def score(task, split, theta):
         thetas.append(jax.tree.map(np.array, theta))
         accuracy = next(left)
-        return np.array([accuracy]), np.array([1 - accuracy])
+        return {"accuracy": accuracy, "loss": 1 - accuracy}
 
-    monkeypatch.setattr(_loop, "evaluate", evaluate)
+    monkeypatch.setattr(_loop, "evaluate", lambda program, theta, split: theta)
+    monkeypatch.setattr(_loop, "score", score)
     return thetas
 
 
-def test_early_stopping_keeps_the_best_weights(program, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "metric", [tasks.ACCURACY, tasks.ACCURACY._replace(name="loss", higher=False)]
+)
+def test_early_stopping_keeps_the_best_weights(program, tmp_path, monkeypatch, metric):
     patient = given(program, steps=100, eval_every=2, patience=2)
+    patient = patient._replace(task=program.task._replace(metric=metric))
     # Two evaluations in a row that are no better, not two in all; equal is no better.
     thetas = scripted(monkeypatch, [0.1, 0.3, 0.2, 0.5, 0.5, 0.4, 0.9])
     (outcome,) = fit(patient, tmp_path)

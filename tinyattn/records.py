@@ -33,6 +33,11 @@ REQUIRED = ("row", "seed", "status")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
+def cache() -> Path:
+    """Returns the folder of what can be made again: compiled programs, prepared data."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinyattn"
+
+
 def run_dir(workdir: str | Path, digest: str) -> Path:
     """Returns the folder of the run with this digest."""
     return Path(workdir) / "runs" / digest
@@ -83,8 +88,7 @@ def read(path_dir: str | Path) -> dict[str, Any] | None:
 
 def gather(workdir: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Writes `results.jsonl` from records in table order, one line each; returns its path."""
-    path = Path(workdir) / RESULTS
-    write_lines(path, records)
+    write_lines(path := Path(workdir) / RESULTS, records)
     return path
 
 
@@ -190,7 +194,7 @@ def _device() -> str:
     first = jax.devices()[0]
     if first.platform != "cpu":
         return f"{first.platform}: {first.device_kind}, {jax.device_count()} devices"
-    # The cores this process may use, which a container or a scheduler may have narrowed.
+    # Those this process may use, which a container or a scheduler may have narrowed.
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     return f"cpu: {_cpu_name()}, {cores} cores"

@@ -2,8 +2,8 @@
 
 An ablation file has `get_config(arg)` for the base, whose `seeds` are the table's, and `rows()`, which
 yields `name, {dotted.key: value}`. A base's `figure` names the two costs that the table is drawn against,
-its `budget` what every row may cost. A run is known by the hash of its config, without these three, so
-running a table again is free, and a new row or seed costs only itself.
+its `budget` what every row may cost, its `data` where datasets are found. A run is known by the hash of its
+config, without these four, so running a table again is free, and a new row or seed costs only itself.
 """
 
 from tinyattn.sweep._budget import COSTS, Fit, Met, fit, price, solve

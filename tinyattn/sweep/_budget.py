@@ -154,9 +154,9 @@ def price(config: Any, key: str) -> float:
       ValueError: The parts do not fit, or the cost has no meaning for them.
     """
     encoder, scheme = model.build(config["model"]), weights.build(config["weights"])
-    few = jax.tree.map(lambda x: x[:1], tasks.load(config["task"]).train)
+    few = jax.tree.map(lambda x: x[:1], tasks.load(config["task"], config.get("data")).train)
     rng = jax.random.PRNGKey(0)
-    shapes = jax.eval_shape(lambda rng: encoder.init(rng, few.inputs)["params"], rng)
+    shapes = jax.eval_shape(lambda rng: encoder.init(rng, **few.given)["params"], rng)
     theta = scheme.init(rng, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes))
     theta = scheme.update(theta, np.int32(config["train"]["steps"]))
     encoder, small = train.removed(encoder, theta, few)
@@ -169,7 +169,7 @@ def price(config: Any, key: str) -> float:
         return found
     if key == "executed_flops":
         params = jax.eval_shape(weights.fold, small)
-        return cost.count(lambda x: encoder.apply({"params": x}, few.inputs), params).products
+        return cost.count(lambda x: encoder.apply({"params": x}, **few.given), params).products
     sizes = weights.sizes(theta)
     named = {"params": "params", "trainable_params": "trainable", "stored_bytes": "bytes"}
     return getattr(sizes, named[key])

@@ -99,6 +99,8 @@ def expand(base: ml_collections.ConfigDict, rows: Rows) -> list[Row]:
 def _run(told: dict[str, Any], seed: int, resolved: ml_collections.ConfigDict) -> Run:
     own = config.plain(resolved)
     own.pop("budget", None)
+    # Where data were found, which changes nothing: the record says which they are.
+    own.pop("data", None)
     del own["seeds"]
     own["seed"] = seed
     told = told | {"figure": own.pop("figure", [])}

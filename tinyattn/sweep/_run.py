@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyattn import config, cost, model, records, train, weights
+from tinyattn import config, cost, model, records, tasks, train, weights
 from tinyattn.sweep._rows import Row, Run, checkpoints
 
 
@@ -117,10 +117,14 @@ def _folder(workdir: Path, group: Sequence[Run]) -> Path:
 
 
 def _keep(row: Row, run: Run, outcome: train.Outcome, workdir: Path) -> None:
-    """Leaves a run's weights beside its record, before it, so that a record implies them."""
+    """Leaves a run's weights, and what its inputs are read by, beside its record and before it."""
     if outcome.error or not row.program.config.keep_weights:
         return
-    path = records.run_dir(workdir, run.digest) / records.WEIGHTS
+    folder = records.run_dir(workdir, run.digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in row.program.task.files.items():
+        records.replace(folder / name, lambda file, text=text: file.write(text.encode()))
+    path = folder / records.WEIGHTS
     told = {"digest": run.digest, "seed": run.seed, "step": outcome.step}
     weights.save(path, outcome.theta, **told)
 
@@ -131,7 +135,9 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
         "seed": run.seed,
         "status": "failed" if outcome.error else "ok",
         "digest": run.digest,
+        "metric": row.program.task.metric._asdict(),
         "metrics": {},
+        "data": row.program.task.told,
         "costs": row_costs,
         "simulated": model.simulated(row.program.model.config),
         "history": outcome.history,
@@ -144,11 +150,15 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
     program, arrays = row.program, {}
     for name in ("validation", "test"):
         split = getattr(program.task, name)
-        correct, losses = train.evaluate(program, outcome.theta, split)
-        record["metrics"][f"{name}_accuracy"] = float(correct.mean())
-        record["metrics"][f"{name}_loss"] = float(losses.mean())
+        predicted = train.evaluate(program, outcome.theta, split)
+        found = tasks.score(program.task, split, predicted)
+        record["metrics"] |= {f"{name}_{key}": value for key, value in found.items()}
         if name == "test":
-            arrays = {"correct": correct, "loss": losses, "label": split.labels[split.labels >= 0]}
+            labelled = split.labels >= 0
+            correct, label = predicted.labels == split.labels, split.labels[labelled]
+            arrays = {"correct": correct[labelled], "loss": predicted.losses, "label": label}
+    baselines = program.task.baselines()
+    record["metrics"] |= {f"baseline_{key}": value for key, value in baselines.items()}
     record["metrics"]["step"] = outcome.step
     # How much is zero may depend on what was learned, and on when a run stopped.
     record["costs"] = row_costs | {"stored_bytes": weights.sizes(outcome.theta).bytes}

@@ -3,16 +3,41 @@
 A task is a module, here or in a fork's own package, that exposes
 
 - `Config`: a frozen keyword-only dataclass that validates itself;
-- `load(config) -> Task`.
+- `load(config) -> Task`; or, where it reads a dataset, `DATASET`, the name that it has on the hub, and
+  `load(config, source) -> Task`, which gets its tables by `source.read`.
 """
 
+import functools
+import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from tinyattn import config as configs
 from tinyattn import registry
+from tinyattn.tasks import _metrics
+from tinyattn.tasks._metrics import ACCURACY, Metric, Predicted
+from tinyattn.tasks._source import DIRECTORY, Source
+
+__all__ = [
+    "ACCURACY",
+    "Metric",
+    "Predicted",
+    "Source",
+    "Split",
+    "Task",
+    "load",
+    "names",
+    "score",
+    "spec",
+]
+
+# Tasks that a process keeps for the next who asks, such as the rows of a table.
+KEPT = 4
+_LOADED: dict[str, "Task"] = {}
 
 
 class Split(NamedTuple):
@@ -49,6 +74,11 @@ class Task(NamedTuple):
       num_classes: Labels are 0..num_classes - 1.
       vocab_size: Number of token ids; 0 for images.
       augment: (rng, inputs [B, ...]) -> inputs, jittable, applied to training batches alone.
+      metric: What decides which weights are best, and what a table shows.
+      measure: (split, predicted) -> the field's own numbers by name; `score` adds accuracy and loss.
+      baselines: () -> numbers of the test split by name, of what a model has to beat.
+      files: What answering for new inputs needs, such as the tokeniser; kept beside the record by name.
+      told: What the record says of the data: which they are, and what preparing them dropped.
     """
 
     train: Split
@@ -57,6 +87,20 @@ class Task(NamedTuple):
     num_classes: int
     vocab_size: int
     augment: Callable[[jax.Array, jax.Array], jax.Array]
+    metric: Metric = ACCURACY
+    measure: Callable[[Split, Predicted], dict[str, float]] = lambda split, predicted: {}
+    baselines: Callable[[], dict[str, float]] = dict
+    files: Mapping[str, str] = {}
+    told: Mapping[str, Any] = {}
+
+
+def score(task: Task, split: Split, predicted: Predicted) -> dict[str, float]:
+    """Accuracy, mean loss (nats) and the task's own numbers of a split, by name."""
+    return {
+        "accuracy": _metrics.accuracy(split.labels, predicted.labels),
+        "loss": float(predicted.losses.mean()),
+        **task.measure(split, predicted),
+    }
 
 
 def names() -> tuple[str, ...]:
@@ -69,7 +113,26 @@ def spec(name: str, **fields: Any) -> registry.Spec:
     return registry.spec(__name__, name, **fields)
 
 
-def load(section: Mapping[str, Any]) -> Task:
-    """Loads the task that a section describes."""
-    module, config = registry.build(__name__, section)
-    return module.load(config)
+def load(section: Mapping[str, Any], source: Mapping[str, Any] | None = None) -> Task:
+    """Loads the task that a section describes; equal sections share one copy in memory.
+
+    Args:
+      section: As `spec` makes it.
+      source: Where datasets come from, the fields of `Source`; None is its defaults.
+
+    Raises:
+      ValueError: A section is refused, or its data cannot be had.
+    """
+    given = registry.defaults(Source) | dict(source or {})
+    # Also by the environment: it says where a source without a directory looks.
+    key = json.dumps([configs.plain(section), configs.plain(given), os.environ.get(DIRECTORY)])
+    if key not in _LOADED:
+        module, config = registry.build(__name__, section)
+        if hasattr(module, "DATASET"):
+            task = module.load(config, registry.construct(Source, given, "data"))
+        else:
+            task = module.load(config)
+        while len(_LOADED) >= KEPT:
+            del _LOADED[next(iter(_LOADED))]
+        _LOADED[key] = task._replace(baselines=functools.cache(task.baselines))
+    return _LOADED[key]

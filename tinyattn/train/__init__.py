@@ -2,8 +2,9 @@
 
 from tinyattn.train._config import removed
 from tinyattn.train._costs import Forward, costs, forward
+from tinyattn.train._evaluate import evaluate
 from tinyattn.train._loop import Outcome, Progress, discard, fit
-from tinyattn.train._step import Config, Program, State, Sums, batches, evaluate, make
+from tinyattn.train._step import Config, Program, State, Sums, batches, make
 
 __all__ = [
     "Config",

@@ -26,8 +26,8 @@ class Config:
         share no cache line; the numbers depend on this setting and not on the machine's cores.
       label_smoothing: Share of the target that is spread over all classes.
       ema_decay: Of the average of the trainable leaves that is evaluated in their place; 0 is none.
-      patience: Evaluations without a better validation accuracy after which a run stops and its
-        best weights count; 0 is never, and the last weights count.
+      patience: Evaluations without a better validation score, by the task's metric, after which a run
+        stops and its best weights count; 0 is never, and the last weights count.
       pretrained: File of `weights.save` whose folded params are where all seeds start, before the weight
         schemes; "" is the model's own. A run is known by this path, not by what is in the file.
       keep_weights: Whether a finished run leaves its weights beside its record.

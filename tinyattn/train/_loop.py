@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tinyattn.checkpoint import Checkpoints
+from tinyattn.tasks import Metric, score
+from tinyattn.train._evaluate import evaluate
 from tinyattn.train._interrupts import Interrupts
-from tinyattn.train._step import Program, batches, evaluate
+from tinyattn.train._step import Program, batches
 
 
 class Progress(NamedTuple):
@@ -24,7 +26,8 @@ class Progress(NamedTuple):
       stride: Updates made by the dispatch.
       loss: Mean training loss over the dispatch.
       accuracy: Training accuracy over the dispatch (a share).
-      validation: Latest validation accuracy (a share); NaN before the first.
+      validation: The latest validation split's `metric`; NaN before the first.
+      metric: What decides which weights are best.
     """
 
     step: int
@@ -33,6 +36,7 @@ class Progress(NamedTuple):
     loss: float
     accuracy: float
     validation: float
+    metric: Metric
 
 
 class Outcome(NamedTuple):
@@ -116,11 +120,12 @@ def fit(
                         if better and best is not None:
                             best = _put(best, theta, i) if many else _copy(theta)
             loss, correct, count = (float(x.sum()) for x in sums)
-            latest = [run.history[-1]["validation_accuracy"] for run in runs if run.history]
+            name = f"validation_{task.metric.name}"
+            latest = [run.history[-1][name] for run in runs if run.history]
             validation = float(np.mean(latest)) if latest else float("nan")
             shares = loss / count, correct / count, validation
             try:
-                report(Progress(step, config.steps, step - first, *shares))
+                report(Progress(step, config.steps, step - first, *shares, task.metric))
             except KeyboardInterrupt:
                 interrupts.pending = True
             if interrupts.pending or (step < config.steps and checkpoints.due()):
@@ -152,8 +157,7 @@ class _Run(NamedTuple):
 
     history: list[dict[str, float]] = []
     best_step: int = 0
-    best_accuracy: float = -1.0
-    best_loss: float = float(np.finfo(np.float32).max)
+    best: tuple[float, float] | None = None
     since_best: int = 0
     stopped: bool = False
     error: str | None = None
@@ -165,16 +169,17 @@ class _Run(NamedTuple):
 
 def _evaluated(run: _Run, program: Program, theta, step: int) -> tuple[_Run, bool]:
     """The run after an evaluation, and whether its weights are the best so far."""
-    correct, losses = evaluate(program, theta, program.task.validation)
-    accuracy, loss = float(correct.mean()), float(losses.mean())
-    entry = {"step": step, "validation_accuracy": accuracy, "validation_loss": loss}
+    metric, split = program.task.metric, program.task.validation
+    found = score(program.task, split, evaluate(program, theta, split))
+    names = dict.fromkeys(("accuracy", "loss", metric.name))
+    entry = {"step": step} | {f"validation_{name}": found[name] for name in names}
     run = run._replace(history=[*run.history, entry])
-    if not np.isfinite(loss):
+    if not np.isfinite(found["loss"]):
         return run._replace(error=_diverged("validation loss", step)), False
     # Few validation examples tie often; the loss decides.
-    if (accuracy, -loss) > (run.best_accuracy, -run.best_loss):
-        found = {"best_step": step, "best_accuracy": accuracy, "best_loss": loss, "since_best": 0}
-        return run._replace(**found), True
+    rank = (found[metric.name] * (1 if metric.higher else -1), -found["loss"])
+    if run.best is None or rank > tuple(run.best):
+        return run._replace(best_step=step, best=rank, since_best=0), True
     since = run.since_best + 1
     patience = program.config.patience
     return run._replace(since_best=since, stopped=bool(patience) and since >= patience), False

@@ -9,7 +9,6 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.special
 from jax.sharding import PartitionSpec as P
 
 from tinyattn import affine, model, optim, registry, tasks, weights
@@ -65,6 +64,7 @@ class Program(NamedTuple):
       run: (state, data, indices [k, B]) -> (state, Sums of [k]); jitted, donates the state.
       run_many: The same for states stacked along a first axis, and indices [seeds, k, B].
       predict: (theta, batch) -> logits; jitted.
+      judge: (theta, batch) -> predicted labels and losses, in the shape of the labels; jitted.
     """
 
     task: Task
@@ -76,6 +76,7 @@ class Program(NamedTuple):
     run: Callable
     run_many: Callable
     predict: Callable
+    judge: Callable
 
 
 def make(config: Mapping[str, Any]) -> Program:
@@ -90,7 +91,7 @@ def make(config: Mapping[str, Any]) -> Program:
     )
     scheme = weights.build(config["weights"])
     encoder = model.build(config["model"])
-    task = tasks.load(config["task"])
+    task = tasks.load(config["task"], config.get("data"))
     check(encoder, scheme, task, settings)
 
     few = jax.tree.map(lambda x: x[:1], task.train)
@@ -176,6 +177,13 @@ def make(config: Mapping[str, Any]) -> Program:
     def predict(theta, batch: Split):
         return encoder.apply({"params": scheme.build(theta)}, **batch.given)
 
+    def judge(theta, batch: Split):
+        # On the device: the logits of a large vocabulary are more than all else.
+        logits = predict(theta, batch)
+        right = jnp.take_along_axis(logits, jnp.maximum(batch.labels, 0)[..., None], axis=-1)
+        losses = jax.nn.logsumexp(logits, axis=-1) - right[..., 0]
+        return logits.argmax(-1).astype(jnp.int32), losses
+
     return Program(
         task=task,
         model=encoder,
@@ -186,6 +194,7 @@ def make(config: Mapping[str, Any]) -> Program:
         run=_compiled(run, settings.data_devices, P(None, "data")),
         run_many=_compiled(run_many, settings.data_devices, P(None, None, "data")),
         predict=jax.jit(predict),
+        judge=jax.jit(judge),
     )
 
 
@@ -224,27 +233,3 @@ def batches(seed: int, examples: int, batch_size: int, first: int, count: int) -
         start = step % steps_per_epoch * batch_size
         rows.append(order[start : start + batch_size])
     return np.asarray(rows, np.int32)
-
-
-def evaluate(
-    program: Program, theta: Any, split: Split, batch: int = 256
-) -> tuple[np.ndarray, ...]:
-    """Which labels of a split are predicted, bool, and their losses, float32; by example, then by token."""
-    n = len(split.labels)
-    # After training on several devices each holds a copy; one is enough.
-    theta = jax.tree.map(lambda x: x.addressable_data(0) if hasattr(x, "sharding") else x, theta)
-    found = []
-    for start in range(0, n, batch):
-        part = jax.tree.map(lambda x, i=start: x[i : i + batch], split)
-        # The last batch is filled up, so that one compiled program serves all.
-        fill = batch - len(part.labels)
-        part = jax.tree.map(lambda x, k=fill: np.concatenate([x, np.repeat(x[:1], k, 0)]), part)
-        logits = np.asarray(program.predict(theta, part))
-        labelled = part.labels >= 0
-        labelled[batch - fill :] = False
-        logits, labels = logits[labelled], part.labels[labelled]
-        right = np.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-        losses = scipy.special.logsumexp(logits, axis=-1) - right
-        found.append((logits.argmax(-1) == labels, losses))
-    correct, losses = map(np.concatenate, zip(*found, strict=True))
-    return correct, losses

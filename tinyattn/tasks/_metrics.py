@@ -1,0 +1,81 @@
+"""What a task is judged by: the fields' own numbers, from what was predicted."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Metric(NamedTuple):
+    """A number of the record, and how it is read.
+
+    Attributes:
+      name: As in the record's metrics, after the split: `test_accuracy` is of "accuracy".
+      higher: Whether more is better.
+      percent: Whether it is a share, which tables show in percent.
+    """
+
+    name: str
+    higher: bool = True
+    percent: bool = True
+
+
+ACCURACY = Metric("accuracy")
+LOSS = Metric("loss", higher=False, percent=False)
+PERPLEXITY = Metric("perplexity", higher=False, percent=False)
+
+
+class Predicted(NamedTuple):
+    """What a model says of a split.
+
+    Attributes:
+      labels: int32, in the shape of the split's own labels; of no meaning where those are negative.
+      losses: float32, in nats, of all labels that are there, by example, then by token.
+    """
+
+    labels: np.ndarray
+    losses: np.ndarray
+
+
+def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """The share of labels that are predicted, of those that are there."""
+    return float((labels == predicted)[labels >= 0].mean())
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """The mean over classes of F1, of all classes that are a label or predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+
+
+def recall(labels: np.ndarray, predicted: np.ndarray, label: int) -> float:
+    """Of the examples with this label, the share that is predicted; NaN where there are none."""
+    there = labels == label
+    return float((predicted[there] == label).mean()) if there.any() else float("nan")
+
+
+def span_f1(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Precision, recall and F1 of whole spans, by seqeval as CoNLL-2000's script counts them.
+
+    Args:
+      names: The BIO tag of each class.
+      labels: int [n, T], negative where a token has no tag.
+      predicted: int [n, T].
+    """
+    from seqeval.metrics import precision_recall_fscore_support
+
+    tags = [
+        [[names[i] for i in row[kept]] for row, kept in zip(x, labels >= 0, strict=True)]
+        for x in (labels, predicted)
+    ]
+    found = precision_recall_fscore_support(*tags, average="micro", zero_division=0)
+    keys = ("span_precision", "span_recall", "span_f1")
+    return {key: float(x) for key, x in zip(keys, found, strict=False)}
+
+
+def perplexity(losses: np.ndarray) -> dict[str, float]:
+    """The exponential of the mean loss, and that loss in bits."""
+    mean = float(np.mean(losses, dtype=np.float64))
+    # A model that has diverged has no perplexity worth a warning.
+    return {"perplexity": float(np.exp(min(mean, 700.0))), "bits": mean / float(np.log(2))}

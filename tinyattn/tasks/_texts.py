@@ -1,0 +1,209 @@
+"""What tasks of labelled texts have in common: cleaning, tokens, splits, augmentation, a baseline."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+from tinyattn import registry
+from tinyattn.tasks import Split, Task, _metrics, _steps, _tokens
+from tinyattn.tasks._cache import Prepared, prepared
+from tinyattn.tasks._source import Dataset
+
+SPLITS = _steps.SPLITS
+UNLABELLED = -100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts(_tokens.Tokens):
+    """
+    Attributes:
+      steps: Names of the steps of preparation, in order; see `tinyattn.tasks._steps`.
+      broken: What becomes of rows without a text or a valid label: `drop`, and say so, or `raise`.
+      token_dropout: Augmentation: share of a training text's tokens that are `[UNK]`, others each time.
+      token_swap: Augmentation: share of a training text's tokens that change places with the next.
+    """
+
+    steps: tuple[str, ...] = ("nfkc", "lower", "whitespace", "missing", "duplicates", "dedupe")
+    broken: str = "drop"
+    token_dropout: float = 0.0
+    token_swap: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.steps:
+            _steps.step(name)
+        if self.broken not in _steps.BROKEN:
+            raise ValueError(
+                f"task.broken={self.broken!r}; {registry.nearest(self.broken, _steps.BROKEN)}"
+            )
+        for name in ("token_dropout", "token_swap"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"task.{name}={getattr(self, name)} must be a share in [0, 1)")
+
+
+def clean(
+    config: Texts, name: str, data: Dataset, columns: _steps.Columns, told: _steps.Told
+) -> _steps.Frames:
+    """The splits after the config's steps, what they did said once in the log.
+
+    Raises:
+      ValueError: A broken row where these are fatal, or a split of which nothing is left.
+    """
+    frames = data.frames()
+    for step in config.steps:
+        _steps.step(step)(frames, columns, told)
+    told.log(name)
+    for split, frame in frames.items():
+        if frame.empty:
+            raise ValueError(f"no row of the {split} split of {name} is left: {told.lines}")
+    return frames
+
+
+def hold_out(frames: _steps.Frames, label: str, rows: int) -> _steps.Frames:
+    """Splits a validation split off training, stratified by label and always the same."""
+    train, validation = train_test_split(
+        frames["train"],
+        test_size=rows,
+        random_state=0,
+        stratify=frames["train"][label],
+        shuffle=True,
+    )
+    return {**frames, "train": train.sort_index(), "validation": validation.sort_index()}
+
+
+def classify(
+    config: Texts,
+    dataset: str,
+    data: Dataset,
+    columns: _steps.Columns,
+    *,
+    validation: int = 0,
+    names: tuple[str, ...],
+    measure: Callable[..., dict[str, float]] = lambda split, predicted: {},
+    **fields: Any,
+) -> Task:
+    """A task of one label a text, or a pair of texts.
+
+    Args:
+      config: The task's.
+      dataset: Its name, for messages.
+      data: Its rows.
+      columns: Of the text or the two texts, and of the label.
+      validation: Rows of training that are held out; 0 where the data have a validation split.
+      names: Of the classes.
+      measure: As in `Task`.
+      **fields: Others of `Task`.
+    """
+
+    def make() -> Prepared:
+        said = _steps.Told(config.broken)
+        frames = clean(config, dataset, data, columns, said)
+        if validation:
+            frames = hold_out(frames, columns.label, validation)
+            if "dedupe" in config.steps:  # between these two as well
+                _steps.dedupe(frames, columns, said)
+        texts = {c: {s: frames[s][c].tolist() for s in SPLITS} for c in columns.texts}
+        tokenizer = _tokens.train(config, [t for c in columns.texts for t in texts[c]["train"]])
+        arrays, T = {}, config.length
+        for split in SPLITS:  # training first
+            rows = _tokens.encode(tokenizer, *(texts[c][split] for c in columns.texts), length=T)
+            if split == "train":  # padding to more than it needs would be paid for
+                T = int(rows.key_valid.sum(1).max())
+                rows = rows.trim(T)
+            said.say("length", split, f"cut off at {T} tokens", frames[split].index[rows.cut])
+            arrays |= {
+                f"{split}/inputs": rows.ids,
+                f"{split}/labels": frames[split][columns.label].to_numpy(np.int32),
+                f"{split}/key_valid": rows.key_valid,
+            }
+            if len(columns.texts) > 1:
+                arrays[f"{split}/token_types"] = rows.types
+        return Prepared(arrays, {_tokens.FILE: tokenizer.to_str()}, {"prepared": said.lines})
+
+    fingerprint = data.fingerprint()
+    found = prepared(fingerprint, config, make)
+    parts = splits(found)
+    return Task(
+        **parts,
+        num_classes=len(names),
+        vocab_size=size(found),
+        augment=augmentation(config),
+        measure=measure,
+        baselines=lambda: bag_of_words(parts, size(found), measure),
+        files=found.files,
+        told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
+        **fields,
+    )
+
+
+def splits(found: Prepared) -> dict[str, Split]:
+    """The splits of prepared arrays."""
+    fields: dict[str, dict[str, np.ndarray]] = {name: {} for name in SPLITS}
+    for name, array in found.arrays.items():
+        split, _, field = name.partition("/")
+        fields[split][field] = array
+    return {name: Split(**arrays) for name, arrays in fields.items()}
+
+
+def size(found: Prepared) -> int:
+    """Token ids of a prepared task."""
+    return _tokens.Tokenizer.from_str(found.files[_tokens.FILE]).get_vocab_size()
+
+
+def augmentation(config: Texts) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(rng, ids [B, T]) -> ids: tokens swapped with their next, and replaced by `[UNK]`.
+
+    Special tokens and padding stay what and where they are.
+    """
+    special = len(_tokens.SPECIALS)
+    unknown = _tokens.SPECIALS.index(_tokens.UNKNOWN)
+
+    def augment(rng, inputs):
+        swap_rng, drop_rng = jax.random.split(rng)
+        if config.token_swap:
+            # A swap for every second pair of neighbours at most, from a first place by chance.
+            start_rng, pick_rng = jax.random.split(swap_rng)
+            T = inputs.shape[1]
+            place = jnp.arange(T) + jax.random.randint(start_rng, (inputs.shape[0], 1), 0, 2)
+            left = (place % 2 == 0) & (jnp.arange(T) < T - 1)
+            left &= jax.random.bernoulli(pick_rng, config.token_swap, inputs.shape)
+            after = jnp.roll(inputs, -1, axis=1)
+            left &= (inputs >= special) & (after >= special)
+            right = jnp.roll(left, 1, axis=1)
+            inputs = jnp.where(left, after, jnp.where(right, jnp.roll(inputs, 1, axis=1), inputs))
+        if config.token_dropout:
+            lost = jax.random.bernoulli(drop_rng, config.token_dropout, inputs.shape)
+            inputs = jnp.where(lost & (inputs >= special), unknown, inputs)
+        return inputs
+
+    return augment
+
+
+def bag_of_words(
+    parts: Mapping[str, Split], vocab_size: int, measure: Callable[..., dict[str, float]]
+) -> dict[str, float]:
+    """Test numbers of a logistic regression on how often a text has each token, wherever.
+
+    The same tokens as the model's; each text of a pair has a count of its own.
+    """
+
+    def counts(split: Split):
+        types = np.zeros_like(split.inputs) if split.token_types is None else split.token_types
+        rows, places = np.nonzero(split.inputs >= len(_tokens.SPECIALS))
+        columns = split.inputs[rows, places] + vocab_size * types[rows, places]
+        shape = (len(split.inputs), vocab_size * (1 + int(split.token_types is not None)))
+        return scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape)
+
+    train, test = counts(parts["train"]), counts(parts["test"])
+    found = LogisticRegression(max_iter=300).fit(train, parts["train"].labels)
+    labels = found.predict(test).astype(np.int32)
+    predicted = _metrics.Predicted(labels, np.zeros(len(labels), np.float32))
+    numbers = {"accuracy": _metrics.accuracy(parts["test"].labels, labels)}
+    return numbers | measure(parts["test"], predicted)
