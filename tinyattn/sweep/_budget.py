@@ -156,12 +156,13 @@ def price(config: Any, key: str) -> float:
     encoder, scheme = model.build(config["model"]), weights.build(config["weights"])
     few = jax.tree.map(lambda x: x[:1], tasks.load(config["task"]).train)
     rng = jax.random.PRNGKey(0)
-    shapes = jax.eval_shape(lambda rng: encoder.init(rng, few.inputs)["params"], rng)
+    shapes = jax.eval_shape(lambda rng: encoder.init(rng, **few.given)["params"], rng)
     theta = scheme.init(rng, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes))
     theta = scheme.update(theta, np.int32(config["train"]["steps"]))
     encoder, small = train.removed(encoder, theta, few)
     if key == "decode_state_bytes":
-        found = model.state_bytes(encoder.config, model.length(encoder.config, few.inputs))
+        P = 0 if few.prefix is None else few.prefix.shape[1]
+        found = model.state_bytes(encoder.config, model.length(encoder.config, few.inputs), P)
         if found is None:
             raise ValueError(
                 f"budget.cost={key!r}: this model does not decode; choose another cost"
@@ -169,7 +170,7 @@ def price(config: Any, key: str) -> float:
         return found
     if key == "executed_flops":
         params = jax.eval_shape(weights.fold, small)
-        return cost.count(lambda x: encoder.apply({"params": x}, few.inputs), params).products
+        return cost.count(lambda x: encoder.apply({"params": x}, **few.given), params).products
     sizes = weights.sizes(theta)
     named = {"params": "params", "trainable_params": "trainable", "stored_bytes": "bytes"}
     return getattr(sizes, named[key])
