@@ -154,13 +154,9 @@ def test_a_post_norm_encoder_equals_numpy_and_has_the_parameters_of_a_pre_norm_o
     params = draw(made, **given)
     got = jax.jit(made.apply)({"params": params}, **given)
     for b in range(B):
+        ids, valid = (x[b] for x in given.values())
         p = jax.tree.map(np.float64, params)
-        x = stack(
-            made.config,
-            p,
-            p["embedding"]["tokens"]["embedding"][given["inputs"][b]],
-            given["key_valid"][b],
-        )
+        x = stack(made.config, p, p["embedding"]["tokens"]["embedding"][ids], valid)
         close(got[b], linear(x, p["head"]))
     pre = draw(build(**changes | {"norm_place": "pre"}), **given)
     assert jax.tree.map(np.shape, pre) == jax.tree.map(np.shape, params)
@@ -261,8 +257,8 @@ def test_what_is_pruned_whole_is_gone_from_both_stacks(name):
         heads = getattr(left.config, field)["num_heads"]
         assert heads == (1 if field in fewer else N), field
     assert left.config.ffn_width == (7 if name == "columns" else F)
-    want = made.apply({"params": masked}, **GIVEN)
-    close(left.apply({"params": small}, **GIVEN), want)
+    want = jax.jit(made.apply)({"params": masked}, **GIVEN)
+    close(jax.jit(left.apply)({"params": small}, **GIVEN), want)
 
 
 @pytest.mark.parametrize("changes", [{"tied_head": True}, {"norm_place": "post", "ffn": "swiglu"}])
@@ -270,15 +266,15 @@ def test_a_loss_at_initialisation_is_that_of_guessing(changes):
     """Of all classes alike: ln(classes), and half the variance of small logits more."""
     made = build(**changes, init="truncated_normal", width=32, num_classes=W, embed_width=0)
     params = jax.jit(lambda: made.init(RNG, **GIVEN))()["params"]
-    logits = jax.nn.log_softmax(made.apply({"params": params}, **GIVEN))
-    loss = -jnp.take_along_axis(logits, GIVEN["prefix"][..., None], -1).mean()
-    assert abs(loss - np.log(W)) < 0.1
+    loss = -jax.nn.log_softmax(jax.jit(made.apply)({"params": params}, **GIVEN)).mean()
+    assert 0 <= loss - np.log(W) < 0.05
 
 
 def test_gradients_reach_every_parameter():
     made = build(**MODERN)
     params = draw(made, **GIVEN)
-    grads = jax.grad(lambda p: jnp.sin(made.apply({"params": p}, **GIVEN)).sum())(params)
+    loss = lambda p: jnp.sin(made.apply({"params": p}, **GIVEN)).sum()  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(params)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         leaf = jax.tree_util.keystr(path, simple=True, separator="/")
         # A softmax does not see the key's bias, unless positions turn it.
@@ -289,7 +285,7 @@ def test_gradients_reach_every_parameter():
     ("changes", "message"),
     [
         ({"norm": "batch"}, "model.norm='batch'; Valid names: layernorm, rmsnorm"),
-        ({"ffn": "glu"}, "model.ffn='glu'; did you mean 'geglu'"),
+        ({"ffn": "glu"}, "model.ffn='glu'; did you mean .*'geglu'"),
         ({"norm_place": "before"}, "model.norm_place='before'"),
         ({"decoder_layers": -1}, "model.decoder_layers=-1 must be at least 0"),
         ({"pool": "mean"}, "gives an output for every token of the prefix: set pool = 'none'"),
