@@ -1,4 +1,4 @@
-"""Encoder-decoders, where norms stand, gates, tied tables: equal to plain NumPy, counted, shrunk, scanned."""
+"""Encoder-decoders, places of norms, gates, tied tables: equal to NumPy, counted, shrunk, scanned."""
 
 import functools
 
@@ -13,7 +13,7 @@ from tinyattn import attention, cost, masks, model, weights
 B, S, P, N, D, F, L, M, V, W = 3, 7, 5, 2, 8, 10, 2, 1, 11, 9
 DRAW = np.random.default_rng(0)
 GIVEN = {
-    "inputs": DRAW.integers(0, V, (B, S)),
+    "inputs": DRAW.integers(0, W, (B, S)),
     "key_valid": np.arange(S) < np.array([[4], [7], [6]]),
     "prefix": DRAW.integers(0, W, (B, P)),
 }
@@ -117,10 +117,7 @@ def stack(config, p, x, allowed, memory=None, seen=None):
         parts["ffn"] = lambda y, q=q: feed_forward(config, y, q["ffn"])
         for name, part in parts.items():
             own = q[f"norm_{name}"]
-            if post:
-                x = norm(config, x + part(x), own)
-            else:
-                x = x + part(norm(config, x, own))
+            x = norm(config, x + part(x), own) if post else x + part(norm(config, x, own))
     return x if post else norm(config, x, p["norm"])
 
 

@@ -6,16 +6,17 @@ a `prefix`. All are of one set of blocks, and any variant of attention may be in
 
 Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; pre-norm as Xiong et al. 2020,
   https://arxiv.org/abs/2002.04745; root mean squares as Zhang and Sennrich 2019,
-  https://arxiv.org/abs/1910.07467; patches as Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; the convolutional `tokeniser` as
-  Hassani et al. 2021, "Compact Transformers", https://arxiv.org/abs/2104.05704, section 3.2; tied tables
-  as Press and Wolf 2017, https://arxiv.org/abs/1608.05859; token types, pooler and sizes as Devlin et al.
-  2019, https://arxiv.org/abs/1810.04805; factorised embeddings as Lan et al. 2020,
+  https://arxiv.org/abs/1910.07467; patches as Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929;
+  the convolutional `tokeniser` as Hassani et al. 2021, "Compact Transformers",
+  https://arxiv.org/abs/2104.05704, section 3.2; tied tables as Press and Wolf 2017,
+  https://arxiv.org/abs/1608.05859; token types, pooler and sizes as Devlin et al. 2019,
+  https://arxiv.org/abs/1810.04805; factorised embeddings as Lan et al. 2020,
   https://arxiv.org/abs/1909.11942, section 3.1; `reuse` of keys and values as Brandon et al. 2024,
-  "Cross-layer attention", https://arxiv.org/abs/2405.12981, section 3.1, and as the
-  second half of Sun et al. 2024, "You only cache once", https://arxiv.org/abs/2405.05254, section 2, whose
-  first half a `layout` gives a variant of its own, as it does local and global layers in turn, Gemma Team
-  2024, "Gemma 2", https://arxiv.org/abs/2408.00118, section 2; `reuse` of the attention map as Ying et al.
-  2021, "LazyFormer", https://arxiv.org/abs/2102.12702.
+  "Cross-layer attention", https://arxiv.org/abs/2405.12981, section 3.1, and as the second half of Sun et
+  al. 2024, "You only cache once", https://arxiv.org/abs/2405.05254, section 2, whose first half a `layout`
+  gives a variant of its own, as it does local and global layers in turn, Gemma Team 2024, "Gemma 2",
+  https://arxiv.org/abs/2408.00118, section 2; `reuse` of the attention map as Ying et al. 2021,
+  "LazyFormer", https://arxiv.org/abs/2102.12702.
 Differs: the shared keys and values of "You only cache once" have a norm of their own; here they are of what
   the queries of the first layer that has them read. A reused map is computed again from its queries and
   keys, which are what is kept: a table of all pairs is never held. BERT and ALBERT are post-norm; with the
