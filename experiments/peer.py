@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
 
 def load_params(peer: Encoder, params: dict) -> None:
-    """Copies the params of `tinyattn.model.Encoder` into its peer."""
+    """Copies the params of `tinyattn.model.Transformer` into its peer."""
 
     def copy(layer, leaves):
         weight = leaves["kernel"].T if "kernel" in leaves else leaves["scale"]

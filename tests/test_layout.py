@@ -75,7 +75,7 @@ def test_every_layer_mixes_by_its_own_variant():
         x = model.Embedding(made.config).apply({"params": params["embedding"]}, IDS)
         for i, section in enumerate(sections):
             block = model.Block(build(attention=section).config)
-            x, _ = block.apply({"params": params[f"block_{i}"]}, x, masks.causal())
+            x = block.apply({"params": params[f"block_{i}"]}, x, masks.causal()).tokens
         x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
         x = x * params["norm"]["scale"] + params["norm"]["bias"]
         return x.mean(1) @ params["head"]["kernel"] + params["head"]["bias"]

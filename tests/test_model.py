@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinyattn import attention, cost, initializers, model
-from tinyattn.model import _layers
+from tinyattn.model import _layers, _transformer
 
 # All different, so that no transposition can hide.
 B, T, N, D, F, L, CLASSES = 3, 7, 4, 16, 10, 2, 5
@@ -28,7 +28,7 @@ IMAGES = DRAW.standard_normal((B, 4, 6, 2)).astype(np.float32)
 class Net(NamedTuple):
     """A model, parameters none of which is 0 or 1, and its compiled `apply` over them."""
 
-    encoder: model.Encoder
+    encoder: model.Transformer
     params: Any
 
     @property
@@ -298,7 +298,7 @@ def test_rotary_scores_depend_on_differences():
 @pytest.mark.parametrize("width", [6, 5])
 def test_sinusoids_are_those_of_the_paper(width):
     half = (width + 1) // 2
-    for t, row in enumerate(model.sinusoids(T, width)):
+    for t, row in enumerate(model.sinusoids(jnp.arange(T), width)):
         angles = [t / 10_000 ** (i / half) for i in range(half)]
         close(row, [*np.sin(angles), *np.cos(angles)][:width])
 
@@ -307,7 +307,7 @@ def test_sinusoids_are_added_to_the_embeddings():
     embed = model.Embedding(encoder(positions="sinusoidal").config)
     table = DRAW.standard_normal((11, D))
     got = embed.apply({"params": {"tokens": {"embedding": table}}}, IDS)
-    close(got, table[IDS] + model.sinusoids(T, D))
+    close(got, table[IDS] + model.sinusoids(jnp.arange(T), D))
 
 
 def test_pools():
@@ -370,7 +370,7 @@ def test_no_two_dropouts_draw_alike(scan, monkeypatch):
         jax.debug.callback(lambda bits: used.append(tuple(bits.tolist())), rng)
         return x
 
-    monkeypatch.setattr(model, "dropout", draw)
+    monkeypatch.setattr(_transformer, "dropout", draw)
     monkeypatch.setattr(_layers, "dropout", draw)
     made = net(scan=scan, dropout=0.1)
     jax.jit(made.encoder.apply)({"params": made.params}, IDS, rng=RNG).block_until_ready()

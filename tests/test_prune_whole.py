@@ -46,7 +46,7 @@ def outputs(encoder, params):
 def resized(encoder, theta):
     """The model without what theta prunes whole, and its params."""
     small = weights.fold(weights.removed(theta))
-    return model.Encoder(model.shrink(encoder.config, weights.fold(theta), small)), small
+    return model.Transformer(model.shrink(encoder.config, weights.fold(theta), small)), small
 
 
 def test_heads_and_columns_are_really_removed():

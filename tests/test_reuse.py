@@ -71,7 +71,7 @@ def heads_of(made, params, layer):
         given = None if i % made.config.reuse_every == 0 else shared
         block = model.Block(made.config)
         mask = model.mask(made.config, None)
-        x, heads = block.apply({"params": params[f"block_{i}"]}, x, mask, shared=given)
+        x, heads, *_ = block.apply({"params": params[f"block_{i}"]}, x, mask, shared=given)
         if given is None:
             shared = {name: heads[name] for name in model.REUSE[made.config.reuse]}
     return heads
@@ -107,7 +107,7 @@ def test_gradients_reach_the_one_projection_through_all_layers_that_use_it():
         mask = model.mask(made.config, None)
         for i in range(4):
             block = model.Block(made.config)
-            x, heads = block.apply(
+            x, heads, *_ = block.apply(
                 {"params": params[f"block_{i}"]}, x, mask, shared=shared if i else None
             )
             if i == 0:

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from oracles.kept import EXACT, ROUNDED
 
-from tinyattn import biases, masks
+from tinyattn import biases, masks, model
 from tinyattn.attention.full import dense, differential, mla
 from tinyattn.attention.lowrank import nystrom
 from tinyattn.attention.recurrent import deltanet, gla, linear, retention
 from tinyattn.attention.sparse import blocks, dsa, longformer, lsh, nsa
 from tinyattn.masks import Mask
-from tinyattn.model import _layers
 
 OURS = {}
 
@@ -133,7 +132,7 @@ def _(settings, arrays):
             "up_value": {"kernel": layer(up_value)["kernel"]},
             "out": layer(w["o_proj"]),
         }
-        rotate = functools.partial(_layers.rotate, base=settings["base"])
+        rotate = functools.partial(model.rotate, base=settings["base"])
         module = mla.Attention(config)
         return module.apply({"params": params}, inputs, mask=masks.causal(), rotate=rotate)
 

@@ -46,7 +46,7 @@ from tinyattn.attention._heads import (
     projection_flops,
     repeat_heads,
 )
-from tinyattn.attention._shell import Shell, shapes, shares
+from tinyattn.attention._shell import Shell, of_memory, shapes, shares
 
 __all__ = [
     "Heads",
@@ -58,6 +58,7 @@ __all__ = [
     "load",
     "merge",
     "names",
+    "of_memory",
     "products",
     "project",
     "projection_flops",

@@ -35,9 +35,14 @@ class Shell(nn.Module):
         rotate: Rotate | None = None,
         bias: Bias | None = None,
         shared: Mapping[str, jax.Array] | None = None,
+        held: Mapping[str, jax.Array] | None = None,
         return_heads: bool = False,
+        state=None,
+        active=None,
     ):
         """Returns [B, T, D], and all that `attend` took by name if `return_heads`.
+
+        With a `state` it returns [B, 1, D], what the variant's `step` took, and the new state.
 
         Args:
           inputs: [B, T, D].
@@ -46,7 +51,10 @@ class Shell(nn.Module):
           rotate: Turns query and key heads, as rotary positions do.
           bias: Of the scores.
           shared: Heads of an earlier layer by name, which are not projected again.
+          held: Arrays of `of_memory` by name, of a memory seen before; `memory` then has no tokens.
           return_heads: For layers to come, which share them.
+          state: Of the tokens before these, in decoding, where T is 1 and a mask has no meaning.
+          active: bool [B], examples whose state takes this token.
         """
         variant = sys.modules[type(self).__module__]
         asked = {"cross": memory is not None, "bias": bias is not None}
@@ -54,7 +62,10 @@ class Shell(nn.Module):
         options = {"rotate": rotate, "kernel_init": self.kernel_init}
         if shared:
             options["shared"] = shared
-        given = _inputs(variant, self.config, inputs, memory, **options)
+        given = _inputs(variant, self.config, inputs, memory, **options) | dict(held or {})
+        if state is not None:
+            out, state = variant.step(self.config, state, **given, active=active)
+            return merge(out, inputs.shape[-1], kernel_init=self.out_init), given, state
         if bias is not None:
             given["bias"] = bias
         out = variant.attend(self.config, **given, mask=mask)
@@ -102,6 +113,12 @@ def shapes(
     module = _Inputs(variant, config)
     made, _ = jax.eval_shape(module.init_with_output, jax.random.PRNGKey(0), tokens, memory)
     return {name: x.shape for name, x in made.items()}
+
+
+def of_memory(variant: ModuleType, config: Heads, *, D: int) -> frozenset[str]:
+    """Names of the arrays that `attend` takes of a memory: all that change shape with its length."""
+    two, three = (shapes(variant, config, D=D, B=1, T=1, S=S) for S in (2, 3))
+    return frozenset(name for name in two if two[name] != three[name])
 
 
 def shares(variant: ModuleType, config: Heads) -> bool:

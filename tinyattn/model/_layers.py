@@ -1,12 +1,19 @@
-"""The parts of the encoder: embeddings, blocks, pooling."""
+"""A layer of the model and its parts: norm, feed-forward, convolution, self- and cross-attention."""
+
+import functools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import affine, initializers
+from tinyattn import affine, attention, initializers
 from tinyattn.masks import Mask
-from tinyattn.model._config import Config, length, mixers
+from tinyattn.model._config import Config
+from tinyattn.model._embedding import dense, rotate
+from tinyattn.model._layout import mixers
+
+ACTIVATIONS = {"gelu": nn.gelu, "geglu": nn.gelu, "swiglu": nn.silu}
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
@@ -17,73 +24,19 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Turns pairs of features of [B, T, N, H] by angles that grow with the position.
-
-    Source: Su et al. 2021, "RoFormer", https://arxiv.org/abs/2104.09864, equation 34.
-    Differs: feature i pairs with i + H / 2 instead of its neighbour.
-    """
-    half = x.shape[-1] // 2
-    angles = jnp.arange(x.shape[1])[:, None] / base ** (jnp.arange(half) / half)
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = [first * cos - second * sin, first * sin + second * cos]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
-def sinusoids(T: int, width: int) -> jax.Array:
-    """The fixed table [T, width] of Vaswani et al. 2017, section 3.5, sines first."""
-    half = (width + 1) // 2
-    angles = jnp.arange(T)[:, None] / 10_000.0 ** (jnp.arange(half) / half)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :width]
-
-
-def dense(config: Config, features: int, name: str, x: jax.Array, init=None) -> jax.Array:
-    return affine.dense(x, {name: features}, init or initializers.kernel(config.init))[0]
-
-
-class Embedding(nn.Module):
-    """Tokens or patches and their positions, [B, T, D]."""
-
-    config: Config
-
-    @nn.compact
-    def __call__(self, inputs, token_types=None):
-        config, E = self.config, self.config.embedding
-        dtype = jnp.dtype(config.dtype)
-        normal = nn.initializers.truncated_normal(0.02)
-        T = length(config, inputs)
-        if token_types is not None and not config.token_types:
-            raise ValueError("token types are given; set model.token_types to how many there are")
-        if config.inputs == "tokens":
-            x = nn.Embed(config.vocab_size, E, embedding_init=normal, name="tokens")(inputs)
-            x = x.astype(dtype)
-        else:
-            x = dense(config, E, "patches", cut(inputs, config.patch).astype(dtype))
-        if config.token_types:
-            types = jnp.zeros(inputs.shape, jnp.int32) if token_types is None else token_types
-            embed = nn.Embed(config.token_types, E, embedding_init=normal, name="token_types")
-            x += embed(types).astype(dtype)
-        if config.pool == "cls":
-            first = self.param("cls", normal, (1, 1, E)).astype(dtype)
-            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, E)), x], axis=1)
-        if config.positions == "learned":
-            x += self.param("positions", normal, (config.max_length, E))[:T].astype(dtype)
-        elif config.positions == "sinusoidal":
-            x += sinusoids(T, E).astype(dtype)
-        return x if config.width == E else dense(config, config.width, "project", x)
-
-
-def cut(images: jax.Array, patch: int) -> jax.Array:
-    """[B, height, width, channels] to [B, T, patch * patch * channels], row by row."""
-    B, height, width, channels = images.shape
-    rows, columns = height // patch, width // patch
-    x = images.reshape(B, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(B, rows * columns, patch * patch * channels)
+def norm(config: Config, name: str, x: jax.Array) -> jax.Array:
+    """x with features of mean 0 and variance 1, or of root mean square 1, and a learned scale."""
+    kind = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}[config.norm]
+    return kind(dtype=x.dtype, name=name)(x)
 
 
 class FeedForward(nn.Module):
-    """Up, GELU (tanh form), down."""
+    """Up, GELU (tanh form), down; or a gate's activation times up, down.
+
+    Source: Shazeer 2020, "GLU variants improve Transformer", https://arxiv.org/abs/2002.05202,
+      equation 6, for `geglu` and `swiglu`.
+    Differs: its layers have biases.
+    """
 
     config: Config
 
@@ -91,7 +44,13 @@ class FeedForward(nn.Module):
     def __call__(self, x):
         config = self.config
         out = initializers.residual(config.init, config.depth_scaling, config.num_layers)
-        hidden = nn.gelu(dense(config, config.ffn_width, "up", x))
+        gated = config.ffn != "gelu"
+        names = ("gate", "up") if gated else ("up",)
+        widths = dict.fromkeys(names, config.ffn_width)
+        first, *rest = affine.dense(x, widths, initializers.kernel(config.init))
+        hidden = ACTIVATIONS[config.ffn](first)
+        if gated:
+            hidden *= rest[0]
         return dense(config, config.width, "down", hidden, out)
 
 
@@ -105,46 +64,163 @@ class Convolution(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, x, key_valid=None):
+    def __call__(self, x, key_valid=None, segment_ids=None, past=None):
+        """[B, T, D] to the same.
+
+        Args:
+          x: [B, T, D].
+          key_valid: bool [B, T], False at tokens that count as zeros.
+          segment_ids: int [B, T]; tokens of another segment count as zeros.
+          past: [B, size - 1, D], the tokens before; None is zeros.
+        """
         T, D = x.shape[1:]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.size, D))
         if key_valid is not None:
             x = jnp.where(key_valid[..., None], x, 0.0)
-        past = jnp.pad(x, ((0, 0), (self.size - 1, 0), (0, 0)))
+
+        def behind(x):
+            """What stands i tokens before each token, for every i."""
+            return [x[:, self.size - 1 - i :][:, :T] for i in range(self.size)]
+
+        ends = ((0, 0), (self.size - 1, 0))
+        past = jnp.pad(x, (*ends, (0, 0))) if past is None else jnp.concatenate([past, x], axis=1)
         # A product over shifted copies: a grouped convolution is four times as slow on a CPU.
-        shifted = [past[:, self.size - 1 - i :][:, :T] for i in range(self.size)]
-        return jnp.einsum("btid,id->btd", jnp.stack(shifted, axis=2), kernel.astype(x.dtype))
+        shifted = jnp.stack(behind(past), axis=2)
+        if segment_ids is not None:
+            same = jnp.stack(behind(jnp.pad(segment_ids, ends)), axis=2) == segment_ids[..., None]
+            shifted = jnp.where(same[..., None], shifted, 0.0)
+        return jnp.einsum("btid,id->btd", shifted, kernel.astype(x.dtype))
+
+
+class Memory(NamedTuple):
+    """What a decoder's layers attend to.
+
+    Attributes:
+      tokens: The encoder's, [B, S, D]; with `held`, of no tokens.
+      mask: Which of them may be seen.
+      held: Arrays that a layer's cross-attention has made of them before, by name.
+    """
+
+    tokens: jax.Array
+    mask: Mask
+    held: dict[str, jax.Array] | None = None
+
+
+class LayerState(NamedTuple):
+    """What decoding keeps of a layer.
+
+    Attributes:
+      mixer: The variant's own state; None in a layer that reads another's.
+      past: [B, conv - 1, D], the last tokens that the convolution read; None without one.
+    """
+
+    mixer: Any
+    past: jax.Array | None
+
+
+class Mixed(NamedTuple):
+    """What a layer gives.
+
+    Attributes:
+      tokens: [B, T, D].
+      heads: All that its `attend` took by name, which layers to come may share.
+      crossed: The same of its cross-attention; None without one.
+      state: In decoding, after this token.
+    """
+
+    tokens: jax.Array
+    heads: dict[str, jax.Array]
+    crossed: dict[str, jax.Array] | None = None
+    state: LayerState | None = None
 
 
 class Block(nn.Module):
-    """One pre-norm layer, of the variant that the config's layout gives to the layer of this number.
-
-    Returns its tokens, and all that its `attend` took by name, which layers to come may share.
-    """
+    """One layer, of the variant that the config's layout gives to the layer of this number."""
 
     config: Config
     layer: int = 0
 
     @nn.compact
-    def __call__(self, x, mask: Mask, bias=None, rng=None, shared=None):
+    def __call__(
+        self,
+        x,
+        mask: Mask,
+        bias=None,
+        rng=None,
+        shared=None,
+        *,
+        positions=None,
+        memory: Memory | None = None,
+        state: LayerState | None = None,
+        active=None,
+    ) -> Mixed:
+        """
+        Args:
+          x: [B, T, D].
+          mask: Who may see whom.
+          bias: Of the scores.
+          rng: For dropout; None is evaluation.
+          shared: Heads of a layer before, by name.
+          positions: int [B, T]; None counts from 0.
+          memory: What cross-attention attends to; None is a layer without one.
+          state: In decoding, of the tokens before this one, where T is 1.
+          active: bool [B], examples whose state takes this token.
+        """
         config = self.config
         variant, fields = mixers(config)[self.layer]
-        rngs = (None, None) if rng is None else jax.random.split(rng)
-        mix = variant.Attention(
-            fields,
-            kernel_init=initializers.kernel(config.init),
-            out_init=initializers.residual(config.init, config.depth_scaling, config.num_layers),
-            name="attention",
-        )
-        turn = rotate if config.positions == "rotary" else None
-        y = nn.LayerNorm(dtype=x.dtype, name="norm_attention")(x)
+        rngs = (None,) * 3 if rng is None else jax.random.split(rng, 2 + (memory is not None))
+        turn = functools.partial(rotate, positions=positions)
+        options = {"rotate": turn if config.positions == "rotary" else None, "shared": shared}
+
+        y = self._before("attention", x)
+        past = None if state is None else state.past
         if config.conv:
-            y = Convolution(config.conv, name="conv")(y, mask.key_valid)
-        options = {"mask": mask, "rotate": turn, "bias": bias}
-        y, heads = mix(y, **options, shared=shared, return_heads=True)
-        x += dropout(y, config.dropout, rngs[0])
-        y = FeedForward(config, name="ffn")(nn.LayerNorm(dtype=x.dtype, name="norm_ffn")(x))
-        return x + dropout(y, config.dropout, rngs[1]), heads
+            ids = mask.segments[0][0] if mask.segments else None
+            convolution = Convolution(config.conv, name="conv")
+            y, past = convolution(y, mask.key_valid, ids, past), _moved(past, y, active)
+        if config.qkv == "ffn":
+            y = nn.gelu(dense(config, config.width, "qkv", y))
+        mix = self._mix(variant, fields, "attention")
+        if state is None:
+            y, heads = mix(y, **options, mask=mask, bias=bias, return_heads=True)
+        else:
+            y, heads, mixer = mix(y, **options, state=state.mixer, active=active)
+            state = LayerState(mixer, past)
+        x = self._after("attention", x, y, rngs[0])
+
+        crossed = None
+        if memory is not None:
+            y = self._before("cross_attention", x)
+            mix = self._mix(*attention.build(config.cross_attention), "cross_attention")
+            tokens, mask, held = memory
+            y, crossed = mix(y, tokens, mask=mask, held=held, return_heads=True)
+            x = self._after("cross_attention", x, y, rngs[2])
+
+        y = FeedForward(config, name="ffn")(self._before("ffn", x))
+        return Mixed(self._after("ffn", x, y, rngs[1]), heads, crossed, state)
+
+    def _mix(self, variant, fields, name: str) -> nn.Module:
+        config = self.config
+        out = initializers.residual(config.init, config.depth_scaling, config.num_layers)
+        return variant.Attention(
+            fields, kernel_init=initializers.kernel(config.init), out_init=out, name=name
+        )
+
+    def _before(self, name: str, x):
+        """What a part of the layer reads."""
+        return norm(self.config, f"norm_{name}", x) if self.config.norm_place == "pre" else x
+
+    def _after(self, name: str, x, y, rng):
+        """The residual sum of what a part reads and gives."""
+        x += dropout(y, self.config.dropout, rng)
+        return norm(self.config, f"norm_{name}", x) if self.config.norm_place == "post" else x
+
+
+def _moved(past: jax.Array | None, y: jax.Array, active) -> jax.Array | None:
+    """The last tokens [B, conv - 1, D], with one more for each example that is active."""
+    if past is None:
+        return None
+    return jnp.where(active[:, None, None], jnp.concatenate([past, y], axis=1)[:, 1:], past)
 
 
 def pool(x: jax.Array, key_valid, how: str) -> jax.Array:

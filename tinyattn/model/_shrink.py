@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyattn import attention
-from tinyattn.model._config import Config, layout
+from tinyattn.model._config import Config
+from tinyattn.model._layout import layout
 
 
 def shrink(config: Config, params: Any, small: Any) -> Config:
@@ -25,18 +26,28 @@ def shrink(config: Config, params: Any, small: Any) -> Config:
         changes["ffn_width"] = columns
     sections = (config.attention, *config.also)
     fewer = tuple(
-        _fewer_heads(config, section, params[name], small[name])
+        _fewer_heads(config, section, params[name]["attention"], small[name]["attention"])
         for k, section in enumerate(sections)
         for name in [f"block_{layout(config).index(str(k))}"]
     )
     if fewer != sections:
         changes |= {"attention": fewer[0], "also": fewer[1:]}
+    if config.decoder_layers:
+        before, after = (tree["decoder"]["block_0"] for tree in (params, small))
+        for field, name in (
+            ("decoder_attention", "attention"),
+            ("cross_attention", "cross_attention"),
+        ):
+            section = getattr(config, field)
+            left = _fewer_heads(config, section, before[name], after[name])
+            if left != section:
+                changes[field] = left
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def _fewer_heads(config: Config, section: Mapping[str, Any], block: Any, left: Any):
-    """The section of a variant as the inputs that are left of a layer's output projection say."""
-    before, after = (tree["attention"].get("out", {}).get("kernel") for tree in (block, left))
+def _fewer_heads(config: Config, section: Mapping[str, Any], whole: Any, small: Any):
+    """The section of a variant as the inputs that are left of its output projection say."""
+    before, after = (tree.get("out", {}).get("kernel") for tree in (whole, small))
     if before is None or before.shape == after.shape:
         return section
     _, fields = attention.build(section)

@@ -161,7 +161,8 @@ def price(config: Any, key: str) -> float:
     theta = scheme.update(theta, np.int32(config["train"]["steps"]))
     encoder, small = train.removed(encoder, theta, few)
     if key == "decode_state_bytes":
-        found = model.state_bytes(encoder.config, model.length(encoder.config, few.inputs))
+        P = 0 if few.prefix is None else few.prefix.shape[1]
+        found = model.state_bytes(encoder.config, model.length(encoder.config, few.inputs), P)
         if found is None:
             raise ValueError(
                 f"budget.cost={key!r}: this model does not decode; choose another cost"

@@ -68,7 +68,7 @@ class Config:
             raise ValueError(f"train.patience={self.patience} needs evaluations: set eval_every")
 
 
-def check(encoder: model.Encoder, scheme: weights.Scheme, task: Task, settings: Config) -> None:
+def check(encoder: model.Transformer, scheme: weights.Scheme, task: Task, settings: Config) -> None:
     """Refuses parts that do not fit together, before anything is compiled.
 
     Raises:
@@ -99,25 +99,32 @@ def _check_task(encoder: model.Config, task: Task, settings: Config) -> None:
             f"train.data_devices={settings.data_devices}, but there are {jax.device_count()}; on a"
             f" CPU set the environment variable JAX_NUM_CPU_DEVICES={settings.data_devices}"
         )
-    T = model.length(encoder, task.train.inputs[:1])
     for split in ("train", "validation", "test"):
-        _check_labels(encoder, split, getattr(task, split).labels, T)
+        _check_labels(encoder, split, getattr(task, split))
 
 
-def _check_labels(encoder: model.Config, split: str, labels: np.ndarray, T: int) -> None:
+def _check_labels(encoder: model.Config, name: str, split: Split) -> None:
+    labels, T = split.labels, model.length(encoder, split.inputs[:1])
+    if encoder.decoder_layers:
+        if split.prefix is None:
+            raise ValueError(
+                f"model.decoder_layers={encoder.decoder_layers} read a prefix, which the task's {name}"
+                f" split has not; set it to 0"
+            )
+        T = split.prefix.shape[1]
     one_a_token = encoder.pool == "none"
     if labels.shape[1:] != ((T,) if one_a_token else ()):
         raise ValueError(
             f"model.pool={encoder.pool!r} gives {f'{T} outputs' if one_a_token else 'one output'} an"
-            f" example, but the labels of the task's {split} split are {labels.shape}: 'none' is for"
+            f" example, but the labels of the task's {name} split are {labels.shape}: 'none' is for"
             f" labels of tokens, any other pool for labels of examples"
         )
     if not (labels >= 0).reshape(len(labels), -1).any(1).all():
-        raise ValueError(f"the task's {split} split has an example without a label")
+        raise ValueError(f"the task's {name} split has an example without a label")
 
 
 def _check_weights(
-    encoder: model.Encoder, scheme: weights.Scheme, task: Task, settings: Config
+    encoder: model.Transformer, scheme: weights.Scheme, task: Task, settings: Config
 ) -> None:
     """Traces the model and lets the scheme have a tree of ones: either may refuse the other."""
     few = jax.tree.map(lambda x: x[:1], task.train)
@@ -127,13 +134,13 @@ def _check_weights(
     removed(encoder, scheme.update(theta, settings.steps - 1), few)
 
 
-def _shapes(encoder: model.Encoder, few: Split):
+def _shapes(encoder: model.Transformer, few: Split):
     """Of the params."""
     rng = jax.random.PRNGKey(0)
     return jax.eval_shape(lambda rng: encoder.init(rng, **few.given)["params"], rng)
 
 
-def removed(encoder: model.Encoder, theta: Any, few: Split) -> tuple[model.Encoder, Any]:
+def removed(encoder: model.Transformer, theta: Any, few: Split) -> tuple[model.Transformer, Any]:
     """The model without the heads and columns that theta prunes whole, and its theta.
 
     Args:
@@ -148,7 +155,7 @@ def removed(encoder: model.Encoder, theta: Any, few: Split) -> tuple[model.Encod
     before, after = (jax.eval_shape(weights.fold, tree) for tree in (theta, small))
     if [x.shape for x in jax.tree.leaves(before)] == [x.shape for x in jax.tree.leaves(after)]:
         return encoder, theta
-    smaller = model.Encoder(model.shrink(encoder.config, before, after))
+    smaller = model.Transformer(model.shrink(encoder.config, before, after))
     found, expected = weights.leaves(after), weights.leaves(_shapes(smaller, few))
     for path, wanted in expected.items():
         if found[path].shape != wanted.shape:

@@ -22,7 +22,7 @@ class Forward(NamedTuple):
       call: To time.
     """
 
-    model: model.Encoder
+    model: model.Transformer
     theta: Any
     flops: cost.Flops
     compiled: Any
@@ -81,8 +81,10 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
     config = ahead.model.config
     T = model.length(config, batch.inputs)
     # With padding, allowed pairs differ between examples: the mean over the test split.
-    mask = model.mask(config, program.task.test.key_valid)
-    unneeded = model.unneeded_flops(config, T, mask)
+    test = program.task.test
+    mask = model.mask(config, test.key_valid, test.segment_ids)
+    P = 0 if test.prefix is None else test.prefix.shape[1]
+    unneeded = model.unneeded_flops(config, T, mask, P)
     sizes = weights.sizes(ahead.theta)
     return {
         "useful_flops": _whole(ahead.flops.products - unneeded),
@@ -93,7 +95,7 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
         "params": sizes.params,
         "trainable_params": sizes.trainable,
         "stored_bytes": sizes.bytes,
-        "decode_state_bytes": model.state_bytes(config, T),
+        "decode_state_bytes": model.state_bytes(config, T, P),
         "peak_activation_bytes": cost.peak_bytes(ahead.compiled),
     }
 

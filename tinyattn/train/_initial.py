@@ -9,7 +9,7 @@ from tinyattn import model, registry, weights
 from tinyattn.tasks import Task
 
 
-def initial(encoder: model.Encoder, task: Task, path: str) -> Callable:
+def initial(encoder: model.Transformer, task: Task, path: str) -> Callable:
     """rng -> params: the model's own, or the folded params of the file at `path`, whatever the rng.
 
     Raises:

@@ -68,7 +68,7 @@ class Program(NamedTuple):
     """
 
     task: Task
-    model: model.Encoder
+    model: model.Transformer
     scheme: weights.Scheme
     config: Config
     init: Callable

@@ -39,6 +39,11 @@ class Layers:
         found = re.search(self._pattern, path)
         return int(found[1]) if found else None
 
+    def place(self, path: str) -> tuple[str, int]:
+        """The stack and the number of a path's layer, for an encoder and a decoder count alike."""
+        found = re.search(self._pattern, path)
+        return path[: found.start()], int(found[1])
+
     def moved(self, path: str, number: int) -> str:
         """The same path in another layer."""
         found = re.search(self._pattern, path)

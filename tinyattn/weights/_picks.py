@@ -15,7 +15,11 @@ LEAVES = {
         r"/attention/((query|key|value|gate|forget)/bias|sink/logit|out/kernel)$",
         r"/attention/(value|out)/kernel$",
     ),
-    "ffn": (r"/ffn/up/kernel$", r"/ffn/(up/bias|down/kernel)$", r"/ffn/(up|down)/kernel$"),
+    "ffn": (
+        r"/ffn/(gate|up)/kernel$",
+        r"/ffn/((gate|up)/bias|down/kernel)$",
+        r"/ffn/(gate|up|down)/kernel$",
+    ),
 }
 
 
@@ -47,15 +51,17 @@ def whole(config: Any, rng, theta) -> dict[str, _pruned.Pruned]:
     within = tuple(f"{path}/" for path in _fold.nodes(theta))
     layers = _layers.Layers(config.layers, axes)
     found = {}
-    for number in layers.numbers:
-        own = {path: axis for path, axis in axes.items() if layers.of(path) == number}
-        owners = {layers.of(_owner(stored, path)) for path in own}
+    in_layers = [path for path in axes if layers.of(path) is not None]
+    for stack, number in sorted({layers.place(path) for path in in_layers}):
+        own = {path: axes[path] for path in in_layers if layers.place(path) == (stack, number)}
+        owners = {layers.place(_owner(stored, path)) for path in own}
         if len(owners) > 1:
+            numbers = {owner for _, owner in owners}
             raise ValueError(
-                f"prune: layer {number} has some of {sorted(own)} from layer {owners}: whole units go"
+                f"prune: layer {number} has some of {sorted(own)} from layer {numbers}: whole units go"
                 f" from all of them at once, so share all or none of them"
             )
-        if owners != {number}:
+        if owners != {(stack, number)}:
             continue
         judged = [path for path in own if re.search(judges, path)]
         if not judged:

@@ -50,9 +50,9 @@ class Config:
       leaves: Regular expression on paths: which leaves are pruned; heads and FFN columns have `outputs`.
       score: What is kept: the largest `magnitude`s, the largest scores that training finds (`movement`,
         from 0), or `random` ones.
-      pattern: `unstructured`, `n:m` (`keep` of `of` consecutive inputs of an output), `blocks`, `heads` or
-        `ffn`. The last two expect the leaves of `tinyattn.model`; `outputs`, `inputs` and `judges` say
-        those of other models.
+      pattern: `unstructured`, `n:m` (`keep` of `of` consecutive inputs of an output), `blocks`, `heads`
+        (of self-attention) or `ffn`. The last two expect the leaves of `tinyattn.model`; `outputs`,
+        `inputs` and `judges` say those of other models, and of cross-attention.
       sparsity: Share that is zero in the end; N of M has 1 - keep / of. Heads and columns round it.
       keep: N of N of M.
       of: M.
