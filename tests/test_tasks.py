@@ -152,9 +152,9 @@ def test_noise_is_as_strong_as_said(standard):
     ("fields", "message"),
     [
         ({"normalise": "standart"}, "did you mean 'standard'"),
-        ({"shift": -1}, "shift=-1 must be 0 to 7"),
-        ({"shift": 8}, "shift=8 must be 0 to 7"),
-        ({"noise": -0.1}, "noise=-0.1 not negative"),
+        ({"shift": -1}, "shift=-1 and noise=0.0 must not be negative"),
+        ({"shift": 8}, "shift=8 must be less than 8 pixels"),
+        ({"noise": -0.1}, "noise=-0.1 must not be negative"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, message):

@@ -164,7 +164,7 @@ FREE = _names("""
 """Movement, layout, change of dtype, bookkeeping, communication, reads and writes of references."""
 
 CALLS = _names("""
-    call checkpoint closed_call composite core_call custom_jvp_call custom_jvp_call_jaxpr
+    call checkpoint closed_call composite core_call custom_jvp_call custom_jvp_call_jaxpr eval_jaxpr
     custom_partitioning custom_vjp_call custom_vjp_call_jaxpr custom_vmap_call jit linear_call pjit
     remat remat2 run_scoped run_state shard_map xla_metadata_call
 """)

@@ -10,7 +10,7 @@ A task is a module, here or in a fork's own package, that exposes
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "Split",
     "Task",
+    "Writing",
     "load",
     "names",
     "score",
@@ -66,6 +67,26 @@ class Split(NamedTuple):
         return {name: x for name, x in fields.items() if name != "labels" and x is not None}
 
 
+class Writing(NamedTuple):
+    """How a task's answers are written, and what they are worth.
+
+    Attributes:
+      start: The token id that a decoder reads first.
+      end: The one after which nothing is written.
+      length: Tokens of an answer at most, that of its end included.
+      score: Answers to the test split, a list of ids each, without start and end -> numbers by name.
+      text: Ids -> the text that they spell.
+      metric: What a table shows.
+    """
+
+    start: int
+    end: int
+    length: int
+    score: Callable[[Sequence[Sequence[int]]], dict[str, float]]
+    text: Callable[[Sequence[int]], str]
+    metric: Metric
+
+
 class Task(NamedTuple):
     """A task in memory.
 
@@ -79,6 +100,7 @@ class Task(NamedTuple):
       baselines: () -> numbers of the test split by name, of what a model has to beat.
       files: What answering for new inputs needs, such as the tokeniser; kept beside the record by name.
       told: What the record says of the data: which they are, and what preparing them dropped.
+      writing: Of a task whose test answers are texts that a decoder writes; None of others.
     """
 
     train: Split
@@ -92,6 +114,7 @@ class Task(NamedTuple):
     baselines: Callable[[], dict[str, float]] = dict
     files: Mapping[str, str] = {}
     told: Mapping[str, Any] = {}
+    writing: Writing | None = None
 
 
 def score(task: Task, split: Split, predicted: Predicted) -> dict[str, float]:

@@ -79,3 +79,33 @@ def perplexity(losses: np.ndarray) -> dict[str, float]:
     mean = float(np.mean(losses, dtype=np.float64))
     # A model that has diverged has no perplexity worth a warning.
     return {"perplexity": float(np.exp(min(mean, 700.0))), "bits": mean / float(np.log(2))}
+
+
+def bleu(written: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Corpus BLEU and chrF of sacreBLEU's defaults, 0 to 100.
+
+    Args:
+      written: A text for each example.
+      references: One or more for each; every example must have as many.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    sets = [list(texts) for texts in zip(*references, strict=True)]
+    made = {"bleu": BLEU(), "chrf": CHRF()}
+    return {name: float(x.corpus_score(list(written), sets).score) for name, x in made.items()}
+
+
+def rouge(written: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Mean F of ROUGE-1, 2 and L with stemming, shares; of several references the best for each.
+
+    Args:
+      written: A text for each example.
+      references: One or more for each.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(list(kinds), use_stemmer=True)
+    pairs = zip(written, references, strict=True)
+    found = [scorer.score_multi(list(texts), text) for text, texts in pairs]
+    return {kind: float(np.mean([one[kind].fmeasure for one in found])) for kind in kinds}

@@ -85,8 +85,12 @@ class Source:
         return Dataset({split: found[split].select_columns(list(columns)) for split in splits})
 
     def _folder(self, dataset: str, name: str) -> Path | None:
-        last = dataset.rsplit("/", 1)[-1]
-        return self.directory / last / name if self.directory else None
+        if not self.directory:
+            return None
+        folder = self.directory / dataset.rsplit("/", 1)[-1]
+        named = folder / name
+        # A copy of one config alone may do without the folder of its name.
+        return folder if not named.is_dir() and any(folder.glob("*.parquet")) else named
 
     def _files(self, dataset: str, folder: Path | None, splits: Sequence[str]):
         remedy = _remedy(dataset)

@@ -8,42 +8,24 @@ Differs: split here, 1,257 / 180 / 360, stratified by digit and fixed.
 import dataclasses
 
 import datasets
-import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tinyattn import registry
 from tinyattn.tasks import Split, Task
+from tinyattn.tasks._images import Images, augment, normaliser
 
-NORMALISATIONS = ("standard", "unit", "none")
-TEST, VALIDATION = 360, 180
+TEST, VALIDATION, BRIGHTEST = 360, 180, 16.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """
-    Attributes:
-      normalise: `standard` (mean 0 and deviation 1 over the training pixels), `unit` (to 0..1) or
-        `none` (0..16).
-      shift: Augmentation: every training image moves by up to this many pixels each way, each time.
-      noise: Augmentation: standard deviation of Gaussian noise, in units of the normalised pixels.
-    """
-
-    normalise: str = "standard"
-    shift: int = 0
-    noise: float = 0.0
+class Config(Images):
+    """Only the fields of all tasks of images."""
 
     def __post_init__(self):
-        if self.normalise not in NORMALISATIONS:
-            raise ValueError(
-                f"normalise={self.normalise!r}; {registry.nearest(self.normalise, NORMALISATIONS)}"
-            )
-        if not 0 <= self.shift < 8 or self.noise < 0:
-            raise ValueError(
-                f"shift={self.shift} must be 0 to 7 pixels and noise={self.noise} not negative"
-            )
+        super().__post_init__()
+        if self.shift >= 8:
+            raise ValueError(f"shift={self.shift} must be less than 8 pixels")
 
 
 def dataset() -> datasets.DatasetDict:
@@ -72,18 +54,13 @@ def load(config: Config) -> Task:
     """The digits in memory, normalised by the statistics of the training split."""
     # Whole splits at once: row by row takes a hundred times longer.
     data = {name: part[:] for name, part in dataset().with_format("numpy").items()}
-    images = {name: part["image"] for name, part in data.items()}
-    mean, scale = {
-        "standard": (images["train"].mean(), images["train"].std()),
-        "unit": (0.0, 16.0),
-        "none": (0.0, 1.0),
-    }[config.normalise]
+    normal = normaliser(config, data["train"]["image"], BRIGHTEST)
 
     def split(name):
-        inputs = ((images[name] - mean) / scale).astype(np.float32)
+        inputs = normal(data[name]["image"])
         return Split(inputs[..., None], data[name]["label"].astype(np.int32))
 
-    background = float((0.0 - mean) / scale)
+    background = float(normal(np.zeros(1))[0])
     return Task(
         train=split("train"),
         validation=split("validation"),
@@ -92,21 +69,3 @@ def load(config: Config) -> Task:
         vocab_size=0,
         augment=lambda rng, inputs: augment(config, background, rng, inputs),
     )
-
-
-def augment(config: Config, background: float, rng: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Shifts and noise of a batch [B, 8, 8, 1]; what moves in from outside is background."""
-    shift_rng, noise_rng = jax.random.split(rng)
-    if config.shift:
-        reach = config.shift
-        margin = ((0, 0), (reach, reach), (reach, reach), (0, 0))
-        padded = jnp.pad(inputs, margin, constant_values=background)
-        starts = jax.random.randint(shift_rng, (inputs.shape[0], 2), 0, 2 * reach + 1)
-
-        def crop(image, start):
-            return jax.lax.dynamic_slice(image, (start[0], start[1], 0), inputs.shape[1:])
-
-        inputs = jax.vmap(crop)(padded, starts)
-    if config.noise:
-        inputs += config.noise * jax.random.normal(noise_rng, inputs.shape)
-    return inputs

@@ -1,0 +1,165 @@
+"""What tasks have in common that answer a text by a text: one vocabulary, a prefix, texts to write."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from tinyattn.tasks import Metric, Task, Writing, _metrics, _steps, _texts, _tokens
+from tinyattn.tasks._cache import Prepared, prepared
+from tinyattn.tasks._source import Dataset
+
+REFERENCES = "references.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequences(_texts.Texts):
+    """
+    Attributes:
+      target_length: Tokens of an answer at most, that of its end included (P); what is longer is cut off,
+        and counted.
+    """
+
+    target_length: int = 32
+    tokenizer: str = "bpe"
+    length: int = 64
+    steps: tuple[str, ...] = ("nfkc", "whitespace", "missing", "duplicates", "dedupe")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.target_length < 2:
+            raise ValueError(f"task.target_length={self.target_length} must be at least 2")
+
+
+def answer(
+    config: Sequences,
+    dataset: str,
+    data: Dataset,
+    source: str,
+    target: str,
+    *,
+    score: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]],
+    metric: Metric,
+    lead: bool = False,
+) -> Task:
+    """A task of writing the text `target` for the text `source`.
+
+    A column of lists is texts: of the source joined, of the target one after the other, of which the first
+    is trained on, and all are references.
+
+    Args:
+      config: The task's.
+      dataset: Its name, for messages.
+      data: Its rows.
+      source: Column of what is read.
+      target: Column of what is written.
+      score: (texts written, references of each) -> the field's numbers.
+      metric: Which of them a table shows.
+      lead: Whether the first words of the source are what a model has to beat.
+    """
+
+    def make() -> Prepared:
+        said = _steps.Told(config.broken)
+        texts = {split: _texts_of(x, source, target) for split, x in data.frames().items()}
+        texts = Dataset({split: datasets.Dataset.from_pandas(x) for split, x in texts.items()})
+        frames = _texts.clean(config, dataset, texts, _steps.Columns((source, target)), said)
+        train = frames["train"]
+        tokenizer = _tokens.train(config, [*train[source], *train[target]])
+        end = tokenizer.token_to_id(_tokens.SEPARATOR)
+        arrays, lengths = {}, (config.length, config.target_length)
+        for split in _steps.SPLITS:  # training first
+            pair = [
+                _tokens.encode(tokenizer, frames[split][column].tolist(), length=most)
+                for column, most in zip((source, target), lengths, strict=True)
+            ]
+            if split == "train":  # padding to more than it needs would be paid for
+                lengths = tuple(int(rows.key_valid.sum(1).max()) for rows in pair)
+                pair = [rows.trim(most) for rows, most in zip(pair, lengths, strict=True)]
+            for column, rows in zip((source, target), pair, strict=True):
+                what = f"{column}: cut off at {rows.ids.shape[1]} tokens"
+                said.say("length", split, what, frames[split].index[rows.cut])
+            read, written = pair
+            arrays |= {
+                f"{split}/inputs": read.ids,
+                f"{split}/key_valid": read.key_valid,
+                f"{split}/prefix": written.ids,
+                f"{split}/labels": following(written, end),
+            }
+        test = frames["test"]
+        kept = {"sources": test[source].tolist(), "references": test["references"].tolist()}
+        n = [len(text.split()) for text in train[target]]
+        kept["lead"] = round(float(np.median(n)))
+        files = {_tokens.FILE: tokenizer.to_str(), REFERENCES: json.dumps(kept)}
+        return Prepared(arrays, files, {"prepared": said.lines})
+
+    fingerprint = data.fingerprint()
+    found = prepared(fingerprint, config, make)
+    kept = json.loads(found.files[REFERENCES])
+    tokenizer = _tokens.Tokenizer.from_str(found.files[_tokens.FILE])
+    text = _spelled(tokenizer)
+    parts = _texts.splits(found)
+
+    def baselines() -> dict[str, float]:
+        first = [" ".join(x.split()[: kept["lead"]]) for x in kept["sources"]]
+        return score(first, kept["references"]) if lead else {}
+
+    return Task(
+        **parts,
+        num_classes=tokenizer.get_vocab_size(),
+        vocab_size=tokenizer.get_vocab_size(),
+        augment=_texts.augmentation(config),
+        metric=_metrics.LOSS,
+        measure=lambda split, predicted: _metrics.perplexity(predicted.losses),
+        baselines=baselines,
+        files={_tokens.FILE: found.files[_tokens.FILE]},
+        told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
+        writing=Writing(
+            start=tokenizer.token_to_id(_tokens.START),
+            end=tokenizer.token_to_id(_tokens.SEPARATOR),
+            length=parts["train"].prefix.shape[1],
+            score=lambda answers: score([text(ids) for ids in answers], kept["references"]),
+            text=text,
+            metric=metric,
+        ),
+    )
+
+
+def following(rows: _tokens.Encoded, end: int) -> np.ndarray:
+    """int32 [n, P], the token after each of a prefix, `end` after the last; none where it was cut off."""
+    labels = np.full(rows.ids.shape, _texts.UNLABELLED, np.int32)
+    labels[:, :-1] = np.where(rows.key_valid[:, 1:], rows.ids[:, 1:], _texts.UNLABELLED)
+    whole = np.ones(len(labels), bool)
+    whole[rows.cut] = False
+    labels[whole, rows.key_valid.sum(1)[whole] - 1] = end
+    return labels
+
+
+def _texts_of(frame: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
+    """Columns of plain texts, and of the references of each row."""
+
+    def several(x):
+        return isinstance(x, list | np.ndarray)
+
+    def all_of(x):
+        return [str(y) for y in x] if several(x) else [x]
+
+    references = frame[target].map(all_of)
+    return pd.DataFrame(
+        {
+            source: frame[source].map(lambda x: " ".join(all_of(x)) if several(x) else x),
+            target: references.map(lambda texts: texts[0] if texts else None),
+            "references": references,
+        }
+    )
+
+
+def _spelled(tokenizer: _tokens.Tokenizer) -> Callable[[Sequence[int]], str]:
+    special = {tokenizer.token_to_id(token) for token in _tokens.SPECIALS}
+
+    def text(ids: Sequence[int]) -> str:
+        return tokenizer.decode([int(i) for i in ids if int(i) not in special]).strip()
+
+    return text
