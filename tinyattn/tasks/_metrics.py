@@ -72,7 +72,7 @@ def spans(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> di
       labels: int [n, T], negative where a token has no tag.
       predicted: int [n, T].
     """
-    from seqeval.metrics import precision_recall_fscore_support
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
     tags = [
         [[names[i] for i in row[kept]] for row, kept in zip(x, labels >= 0, strict=True)]
