@@ -42,10 +42,19 @@ def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
     return float((labels == predicted)[labels >= 0].mean())
 
 
+def f1(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """F1 of class 1, of two classes."""
+    from sklearn.metrics import f1_score
+
+    labels, predicted = labels[labels >= 0], predicted[labels >= 0]
+    return float(f1_score(labels, predicted, zero_division=0.0))
+
+
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
     """The mean over classes of F1, of all classes that are a label or predicted."""
     from sklearn.metrics import f1_score
 
+    labels, predicted = labels[labels >= 0], predicted[labels >= 0]
     return float(f1_score(labels, predicted, average="macro", zero_division=0.0))
 
 
@@ -55,7 +64,7 @@ def recall(labels: np.ndarray, predicted: np.ndarray, label: int) -> float:
     return float((predicted[there] == label).mean()) if there.any() else float("nan")
 
 
-def span_f1(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+def spans(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Precision, recall and F1 of whole spans, by seqeval as CoNLL-2000's script counts them.
 
     Args:
@@ -63,7 +72,7 @@ def span_f1(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> 
       labels: int [n, T], negative where a token has no tag.
       predicted: int [n, T].
     """
-    from seqeval.metrics import precision_recall_fscore_support
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
     tags = [
         [[names[i] for i in row[kept]] for row, kept in zip(x, labels >= 0, strict=True)]

@@ -12,12 +12,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from tinyattn import registry
-from tinyattn.tasks import Split, Task, _metrics, _steps, _tokens
+from tinyattn.tasks import Split, Task, _metrics, _pack, _steps, _tokens
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._source import Dataset
 
 SPLITS = _steps.SPLITS
-UNLABELLED = -100
+UNLABELLED = _pack.EMPTY["labels"]
+START = _tokens.SPECIALS.index(_tokens.START)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,15 @@ class Texts(_tokens.Tokens):
     """
     Attributes:
       steps: Names of the steps of preparation, in order; see `tinyattn.tasks._steps`.
+      pack: Tokens of a row that several short texts share, told apart by `segment_ids`, the label of each
+        at its first token, so that `model.pool` is "none"; 0 is a row a text, for any other pool.
       broken: What becomes of rows without a text or a valid label: `drop`, and say so, or `raise`.
       token_dropout: Augmentation: share of a training text's tokens that are `[UNK]`, others each time.
       token_swap: Augmentation: share of a training text's tokens that change places with the next.
     """
 
     steps: tuple[str, ...] = ("nfkc", "lower", "whitespace", "missing", "duplicates", "dedupe")
+    pack: int = 0
     broken: str = "drop"
     token_dropout: float = 0.0
     token_swap: float = 0.0
@@ -42,6 +46,10 @@ class Texts(_tokens.Tokens):
         if self.broken not in _steps.BROKEN:
             raise ValueError(
                 f"task.broken={self.broken!r}; {registry.nearest(self.broken, _steps.BROKEN)}"
+            )
+        if self.pack and self.pack < self.length:
+            raise ValueError(
+                f"task.pack={self.pack} must be at least task.length={self.length}, or 0"
             )
         for name in ("token_dropout", "token_swap"):
             if not 0 <= getattr(self, name) < 1:
@@ -118,13 +126,11 @@ def classify(
                 T = int(rows.key_valid.sum(1).max())
                 rows = rows.trim(T)
             said.say("length", split, f"cut off at {T} tokens", frames[split].index[rows.cut])
-            arrays |= {
-                f"{split}/inputs": rows.ids,
-                f"{split}/labels": frames[split][columns.label].to_numpy(np.int32),
-                f"{split}/key_valid": rows.key_valid,
-            }
+            fields = {"inputs": rows.ids, "key_valid": rows.key_valid}
             if len(columns.texts) > 1:
-                arrays[f"{split}/token_types"] = rows.types
+                fields["token_types"] = rows.types
+            labels = frames[split][columns.label].to_numpy(np.int32)
+            arrays |= named(split, fields, labels, config.pack)
         return Prepared(arrays, {_tokens.FILE: tokenizer.to_str()}, {"prepared": said.lines})
 
     fingerprint = data.fingerprint()
@@ -141,6 +147,26 @@ def classify(
         told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
         **fields,
     )
+
+
+def named(split: str, fields: _pack.Arrays, labels: np.ndarray, pack: int) -> _pack.Arrays:
+    """The arrays of a split by their names in the cache, packed or not.
+
+    Args:
+      split: Its name.
+      fields: [n, T] each.
+      labels: One a text, [n], or one a token, [n, T].
+      pack: Tokens of a packed row, or 0.
+    """
+    if pack:
+        if labels.ndim == 1:
+            first = np.full(fields["inputs"].shape, UNLABELLED, np.int32)
+            first[:, 0] = labels
+            labels = first
+        fields = _pack.pack({**fields, "labels": labels}, pack)
+    else:
+        fields = {**fields, "labels": labels}
+    return {f"{split}/{name}": x for name, x in fields.items()}
 
 
 def splits(found: Prepared) -> dict[str, Split]:
@@ -195,15 +221,18 @@ def bag_of_words(
     """
 
     def counts(split: Split):
+        # The number of a token's text: each starts with `[CLS]`.
+        texts = np.cumsum(split.inputs == START).reshape(split.inputs.shape) - 1
         types = np.zeros_like(split.inputs) if split.token_types is None else split.token_types
-        rows, places = np.nonzero(split.inputs >= len(_tokens.SPECIALS))
-        columns = split.inputs[rows, places] + vocab_size * types[rows, places]
-        shape = (len(split.inputs), vocab_size * (1 + int(split.token_types is not None)))
-        return scipy.sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape)
+        kept = split.inputs >= len(_tokens.SPECIALS)
+        columns = split.inputs[kept] + vocab_size * types[kept]
+        shape = (texts.max() + 1, vocab_size * (1 + int(split.token_types is not None)))
+        entries = (np.ones(kept.sum()), (texts[kept], columns))
+        return scipy.sparse.csr_array(entries, shape), split.labels[split.labels >= 0]
 
-    train, test = counts(parts["train"]), counts(parts["test"])
-    found = LogisticRegression(max_iter=300).fit(train, parts["train"].labels)
-    labels = found.predict(test).astype(np.int32)
-    predicted = _metrics.Predicted(labels, np.zeros(len(labels), np.float32))
-    numbers = {"accuracy": _metrics.accuracy(parts["test"].labels, labels)}
-    return numbers | measure(parts["test"], predicted)
+    found = LogisticRegression(max_iter=300).fit(*counts(parts["train"]))
+    test = parts["test"]
+    labels = np.full_like(test.labels, UNLABELLED)
+    labels[test.labels >= 0] = found.predict(counts(test)[0])
+    predicted = _metrics.Predicted(labels, np.zeros(0, np.float32))
+    return {"accuracy": _metrics.accuracy(test.labels, labels)} | measure(test, predicted)

@@ -1,6 +1,8 @@
 """Tokenisers, by Hugging Face `tokenizers`: trained on training texts alone, and kept as one JSON text."""
 
+import collections
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -21,8 +23,7 @@ class Tokens:
 
     Attributes:
       tokenizer: `word`, `wordpiece`, `bpe` (of bytes), `byte` or `char`.
-      vocab_size: Token ids at most, the special ones included; bytes and characters have as many as
-        there are.
+      vocab_size: Token ids at most, the special ones included; bytes are always 256 more.
       min_frequency: Of a token in the training texts.
       length: Tokens of an example at most (T); what is longer is cut off at its end, and counted.
     """
@@ -65,7 +66,9 @@ def train(fields: Tokens, texts: Iterable[str], specials: Sequence[str] = SPECIA
         made.pre_tokenizer = pre_tokenizers.Sequence([level, split])
         made.decoder = decoders.ByteLevel()
     elif kind == "char":
-        found = sorted(set().union(*map(set, texts)))
+        counts = collections.Counter(itertools.chain.from_iterable(texts))
+        often = sorted(counts, key=lambda x: (-counts[x], x))[: fields.vocab_size - len(specials)]
+        found = sorted(often)
         vocab = {token: i for i, token in enumerate([*specials, *found])}
         made = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
         made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -158,24 +161,24 @@ def encode(
     return Encoded(ids, valid, words, types, np.asarray(cut, np.int64))
 
 
+def ids(
+    tokenizer: Tokenizer, texts: Sequence[str], specials: Sequence[str] = SPECIALS
+) -> list[list[int]]:
+    """Ids of every text, none of them special but `[UNK]`, whatever a text spells."""
+    found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [_plain(tokenizer, x.ids, specials) for x in found]
+
+
+def _plain(tokenizer: Tokenizer, found: list[int], specials: Sequence[str]) -> list[int]:
+    unknown = tokenizer.token_to_id(UNKNOWN)
+    return [unknown if i < len(specials) else i for i in found]
+
+
 def _pieces(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
     """Ids of every text, and which of its words, as `split` finds them, each is of."""
-    unknown = tokenizer.token_to_id(UNKNOWN)
-    special = set(map(tokenizer.token_to_id, SPECIALS))
-
-    def plain(ids):
-        # A word may be spelt like a special token.
-        return [unknown if i in special else i for i in ids]
-
-    lines = [text.split() for text in texts]
     kind = tokenizer.pre_tokenizer
     if isinstance(kind, pre_tokenizers.Sequence | pre_tokenizers.Split):  # bytes, characters
-        found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [(plain(x.ids), [0] * len(x.ids)) for x in found]
+        return [(found, [0] * len(found)) for found in ids(tokenizer, texts)]
+    lines = [text.split() for text in texts]
     found = tokenizer.encode_batch(lines, is_pretokenized=True, add_special_tokens=False)
-    return [(plain(x.ids), x.word_ids) for x in found]
-
-
-def longest(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
-    """Tokens of the longest text."""
-    return max(map(len, tokenizer.encode_batch(list(texts), add_special_tokens=False)), default=0)
+    return [(_plain(tokenizer, x.ids, SPECIALS), x.word_ids) for x in found]

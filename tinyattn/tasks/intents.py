@@ -33,7 +33,7 @@ def load(config: Config, source: Source) -> Task:
     oos = names.index(OUT_OF_SCOPE)
 
     def measure(split: Split, predicted: Predicted) -> dict[str, float]:
-        inside = split.labels != oos
+        inside = (split.labels >= 0) & (split.labels != oos)
         return {
             "macro_f1": _metrics.macro_f1(split.labels, predicted.labels),
             "in_scope_accuracy": float((split.labels == predicted.labels)[inside].mean()),
