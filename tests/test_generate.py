@@ -80,11 +80,10 @@ def from_scratch(name, eos=None):
         score += np.where(going, found.max(-1), 0)
         at += going
         going &= new != eos
-    rows = [
-        np.pad(ids[b, LENGTH[b] : at[b]], (0, STEPS - at[b] + LENGTH[b]), constant_values=fill)
-        for b in range(B)
-    ]
-    return np.stack(rows), at - LENGTH, score
+    rows = np.full((B, STEPS), 0 if eos is None else eos)
+    for b, (first, end) in enumerate(zip(LENGTH, at, strict=True)):
+        rows[b, : end - first] = ids[b, first:end]
+    return rows, at - LENGTH, score
 
 
 @pytest.mark.parametrize("name", CASES)
