@@ -1,10 +1,9 @@
-"""Writing: out of each variant's state as from scratch, drawn as asked, and searched as exhaustively."""
+"""Writing: out of each variant's state as from scratch, and searched as exhaustively."""
 
 import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -159,60 +158,6 @@ def test_a_wide_beam_is_an_exhaustive_search(name, alpha):
         assert any(
             plain[b][0][1] != tuple(got.ids[b, 0, : got.length[b, 0]].tolist()) for b in range(B)
         )
-
-
-def kept(logits, temperature, top_k, top_p):
-    """The probabilities of one row that may be drawn, by the definitions."""
-    p = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    order = np.argsort(-p)
-    if top_k:
-        order = order[:top_k]
-    p = p / p[order].sum()
-    total, allowed = 0.0, []
-    for i in order:
-        if total < top_p:
-            allowed.append(i)
-        total += p[i]
-    found = np.zeros_like(p)
-    found[allowed] = p[allowed] / p[allowed].sum()
-    return found
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(0.7, 0, 1.0), (1.0, 3, 1.0), (1.3, 0, 0.6), (0.9, 4, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6)],
-)
-def test_what_may_be_drawn(temperature, top_k, top_p):
-    logits = DRAW.standard_normal((5, 9))
-    got = jax.nn.softmax(generate.filtered(jnp.asarray(logits), temperature, top_k, top_p))
-    for row, want in zip(got, logits, strict=True):
-        np.testing.assert_allclose(row, kept(want, temperature, top_k, top_p), atol=1e-6)
-
-
-def test_what_is_drawn_has_its_probability():
-    """The first token of many draws, and the second after it, against what may be drawn."""
-    built, params, _ = made(TIED)
-    options = {"temperature": 1.5, "top_k": 4, "top_p": 0.9}
-    write = generate.sample(built, steps=2, **options)
-    many = 3000
-    row = np.repeat(PROMPT[2:], many, axis=0)
-    got = write(params, row, rng=jax.random.PRNGKey(1))
-    again = write(params, row, rng=jax.random.PRNGKey(1))
-    np.testing.assert_array_equal(got.ids, again.ids)
-    ids = np.zeros((B, P + STEPS - 1), int)
-    ids[:, :P] = PROMPT[2]
-    first = int(np.bincount(got.ids[:, 0]).argmax())
-    ids[:, P] = first
-    exact = logs(TIED)(ids)[0]
-    for drawn, place in ((got.ids[:, 0], P - 1), (got.ids[got.ids[:, 0] == first, 1], P)):
-        want = kept(exact[place], *options.values())
-        share = np.bincount(np.asarray(drawn), minlength=V) / len(drawn)
-        bound = 5 * np.sqrt(want * (1 - want) / len(drawn))
-        assert (np.abs(share - want) <= bound).all()
-    # Scores are the model's own probabilities, whatever was left to draw from.
-    own = got.ids[:, 0] == first
-    pairs = exact[P - 1, first] + exact[P][np.asarray(got.ids[own, 1])]
-    np.testing.assert_allclose(got.score[own], pairs, atol=1e-5, rtol=1e-5)
 
 
 def test_calls_of_one_shape_are_one_program():
