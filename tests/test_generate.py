@@ -174,7 +174,7 @@ def test_calls_of_one_shape_are_one_program():
     ("changes", "message"),
     [
         ({"causal": False}, "a model that writes is causal"),
-        ({"pool": "mean"}, "a model that writes is causal, .* pool='mean'"),
+        ({"pool": "mean"}, "a model that writes is causal, .*pool='mean'"),
         ({"positions": "alibi"}, "adds a bias to the scores, which no variant's step takes"),
         ({"max_length": 5}, "8 tokens with those to write; raise model.max_length=5"),
         ({"num_classes": 0}, "without a head there is nothing to write"),
