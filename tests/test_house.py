@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(["config", "initializers", "optim", "stats", "weights"], 1),
     **dict.fromkeys(["attention", "tasks"], 2),
     **dict.fromkeys(["checkpoint", "model", "pretrained"], 3),
-    **dict.fromkeys(["distill", "export", "sweep", "train"], 4),
+    **dict.fromkeys(["distill", "export", "generate", "sweep", "train"], 4),
     **dict.fromkeys(["configs", "experiments", "notebooks"], 5),
     "tests": 6,
 }

@@ -1,52 +1,12 @@
-"""Encoder-decoders, places of norms, gates, tied tables: equal to NumPy, counted, shrunk, scanned."""
-
-import functools
+"""Encoder-decoders, places of norms, gates, tied tables: equal to plain NumPy; what is refused."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from seq2seq import GIVEN, MODERN, ORIGINAL, RNG, SHARED, B, D, N, P, W, build, close, draw
 
-from tinyattn import attention, cost, masks, model, weights
-
-# All different, so that no transposition can hide.
-B, S, P, N, D, F, L, M, V, W = 3, 7, 5, 2, 8, 10, 2, 1, 11, 9
-DRAW = np.random.default_rng(0)
-GIVEN = {
-    "inputs": DRAW.integers(0, W, (B, S)),
-    "key_valid": np.arange(S) < np.array([[4], [7], [6]]),
-    "prefix": DRAW.integers(0, W, (B, P)),
-}
-RNG = jax.random.PRNGKey(0)
-HEADS = attention.spec("dense", num_heads=N)
-SIZES = {"inputs": "tokens", "vocab_size": V, "num_classes": W, "width": D, "ffn_width": F}
-SIZES |= {"num_layers": L, "decoder_layers": M, "max_length": 8, "pool": "none", "attention": HEADS}
-SIZES |= {"decoder_attention": HEADS, "cross_attention": HEADS}
-ORIGINAL = {"norm_place": "post", "tied_head": True, "positions": "sinusoidal"}
-MODERN = {"norm": "rmsnorm", "ffn": "swiglu", "positions": "rotary"}
-SHARED = {
-    "vocab_size": W,
-    "shared_table": True,
-    "tied_head": True,
-    "embed_width": 6,
-    "ffn": "geglu",
-}
-
-
-def build(**changes):
-    return model.build(model.spec(**SIZES | changes))
-
-
-def draw(made, **given):
-    """Parameters none of which is 0 or 1."""
-    like = jax.eval_shape(lambda: made.init(RNG, **given))["params"]
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: 0.4 * rng.standard_normal(x.shape).astype(np.float32), like)
-
-
-def close(got, want, atol=1e-5):
-    np.testing.assert_allclose(got, want, atol=atol, rtol=atol)
-
+from tinyattn import attention
 
 # The model again, from the papers' formulas, in NumPy and float64.
 
@@ -157,105 +117,6 @@ def test_a_post_norm_encoder_equals_numpy_and_has_the_parameters_of_a_pre_norm_o
         close(got[b], linear(x, p["head"]))
     pre = draw(build(**changes | {"norm_place": "pre"}), **given)
     assert jax.tree.map(np.shape, pre) == jax.tree.map(np.shape, params)
-
-
-def test_scan_changes_no_number_of_an_encoder_decoder():
-    """With dropout, in outputs and gradients."""
-    weight = DRAW.standard_normal((B, P, W))
-
-    def both(scan):
-        made = build(dropout=0.3, scan=scan, decoder_layers=2)
-        params = draw(made, **GIVEN)
-
-        def loss(params):
-            return (weight * made.apply({"params": params}, **GIVEN, rng=RNG)).sum()
-
-        return jax.jit(jax.value_and_grad(loss))(params)
-
-    jax.tree.map(functools.partial(close, atol=1e-4), both(True), both(False))
-
-
-VARIANTS = {
-    "decoder_attention": attention.spec("window", num_heads=N, window=2),
-    "cross_attention": attention.spec("mla", num_heads=N, latent=3, rope_dim=0),
-}
-
-
-@pytest.mark.parametrize("changes", [{}, VARIANTS], ids=["dense", "variants"])
-def test_declared_flops_are_those_counted(changes):
-    made = build(**changes)
-    params = draw(made, **GIVEN)
-    counted = cost.count(
-        lambda p: made.apply({"params": p}, **{k: x[:1] for k, x in GIVEN.items()}), params
-    ).products
-    parts = [("attention", masks.Mask(), S, S)] * L
-    parts += [("decoder_attention", masks.causal(), P, P), ("cross_attention", masks.Mask(), P, S)]
-    ffn = 2 * 2 * D * F * (L * S + M * P)
-    declared, unneeded = ffn + 2 * P * D * W, 0
-    valid = GIVEN["key_valid"]
-    for field, seen, t, s in parts:
-        variant, fields = attention.build(getattr(made.config, field))
-        seen = seen if field == "decoder_attention" else masks.padding(valid)
-        work = variant.flops(fields, seen, D=D, T=t, S=s).values()
-        declared += sum(part.executed for part in work)
-        unneeded += sum(part.executed - part.useful for part in work)
-    assert counted == declared
-    seen = model.mask(made.config, valid)
-    assert model.unneeded_flops(made.config, S, seen, P) == pytest.approx(unneeded)
-    if not changes:
-        dense = 4 * D * (L * (S * S - S * valid.sum(1).mean()) + P * P - P * (P + 1) // 2)
-        assert unneeded == pytest.approx(dense + 4 * D * (P * S - P * valid.sum(1).mean()))
-
-
-def test_state_of_a_decoder_and_of_what_it_attends_to():
-    found = model.state_bytes(build().config, S, P)
-    assert found == M * (2 * P * D * 4 + 4 + 2 * S * D * 4)
-    assert model.state_bytes(build(**VARIANTS).config, S, P) == 2 * 2 * D * 4 + 4 + S * 3 * 4
-
-
-def test_a_tied_table_counts_once_and_trains_from_both_ends():
-    made = build(**SHARED)
-    params = draw(made, **GIVEN)
-    assert "embedding" in params["decoder"] and "tokens" not in params["decoder"]["embedding"]
-    untied = draw(build(**SHARED | {"tied_head": False, "shared_table": False}), **GIVEN)
-    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
-    # The decoder's table goes, and of the head what is from the embedding's width to the classes.
-    head = D * W + W - (D * 6 + 6)
-    assert size(untied) - size(params) == W * 6 + head
-    theta = weights.build([weights.spec("share")]).init(RNG, params)
-    assert weights.sizes(theta).params < size(params)
-
-
-PRUNED = {
-    "encoder and decoder": ({"pattern": "heads", "units": N}, ("attention", "decoder_attention")),
-    "cross": (
-        {
-            "pattern": "heads",
-            "units": N,
-            "outputs": r"/cross_attention/(query|key|value)/kernel$",
-            "inputs": r"/cross_attention/((query|key|value)/bias|out/kernel)$",
-            "judges": r"/cross_attention/(value|out)/kernel$",
-        },
-        ("cross_attention",),
-    ),
-    "columns": ({"pattern": "ffn", "sparsity": 0.3}, ()),
-}
-
-
-@pytest.mark.parametrize("name", PRUNED)
-def test_what_is_pruned_whole_is_gone_from_both_stacks(name):
-    fields, fewer = PRUNED[name]
-    made = build(ffn="swiglu")
-    params = draw(made, **GIVEN)
-    theta = weights.build([weights.spec("prune", **fields)]).init(RNG, params)
-    masked, small = weights.fold(theta), weights.fold(weights.removed(theta))
-    left = model.Transformer(model.shrink(made.config, masked, small))
-    for field in ("attention", "decoder_attention", "cross_attention"):
-        heads = getattr(left.config, field)["num_heads"]
-        assert heads == (1 if field in fewer else N), field
-    assert left.config.ffn_width == (7 if name == "columns" else F)
-    want = jax.jit(made.apply)({"params": masked}, **GIVEN)
-    close(jax.jit(left.apply)({"params": small}, **GIVEN), want)
 
 
 @pytest.mark.parametrize("changes", [{"tied_head": True}, {"norm_place": "post", "ffn": "swiglu"}])

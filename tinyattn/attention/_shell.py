@@ -51,7 +51,7 @@ class Shell(nn.Module):
           rotate: Turns query and key heads, as rotary positions do.
           bias: Of the scores.
           shared: Heads of an earlier layer by name, which are not projected again.
-          held: Arrays of `of_memory` by name, of a memory seen before; `memory` then has no tokens.
+          held: Arrays of `of_memory` by name, of a memory seen before, whatever `memory` is then.
           return_heads: For layers to come, which share them.
           state: Of the tokens before these, in decoding, where T is 1 and a mask has no meaning.
           active: bool [B], examples whose state takes this token.

@@ -151,7 +151,8 @@ class _Step(nn.Module):
         x = Embedding(config, name="embedding")(ids[:, None], positions=at, table=table)
         if config.norm_place == "post":
             x = norm(config, "norm", x)
-        shared, layers, nothing = None, [], jnp.zeros((x.shape[0], 0, config.width), x.dtype)
+        # With what is held, nothing that is made of these tokens is used, so it is not computed.
+        shared, layers, any_token = None, [], jnp.zeros_like(x)
         for i, own in enumerate(state.layers):
             source, memory = maker(config, i), None
             given = None if source == i else shared
@@ -159,7 +160,7 @@ class _Step(nn.Module):
                 # With the maker's heads, its state of before becomes its state again.
                 own = own._replace(mixer=state.layers[source].mixer)
             if state.crossed is not None:
-                memory = Memory(nothing, Mask(key_valid=state.valid), state.crossed[i])
+                memory = Memory(any_token, Mask(key_valid=state.valid), state.crossed[i])
             options = {"positions": at, "memory": memory, "state": own, "active": active}
             block = Block(config, layer=i, name=f"block_{i}")
             mixed = block(x, Mask(), shared=given, **options)

@@ -96,7 +96,7 @@ class Memory(NamedTuple):
     """What a decoder's layers attend to.
 
     Attributes:
-      tokens: The encoder's, [B, S, D]; with `held`, of no tokens.
+      tokens: The encoder's, [B, S, D]; with `held`, any.
       mask: Which of them may be seen.
       held: Arrays that a layer's cross-attention has made of them before, by name.
     """

@@ -1,0 +1,162 @@
+"""What an encoder-decoder costs and how it scans, ties, shares and shrinks, as an encoder alone."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from seq2seq import (
+    DRAW,
+    GIVEN,
+    HEADS,
+    RNG,
+    SHARED,
+    B,
+    D,
+    F,
+    L,
+    M,
+    N,
+    P,
+    S,
+    V,
+    W,
+    build,
+    close,
+    draw,
+)
+
+from configs.ablations import recall
+from tinyattn import attention, config, cost, masks, model, train, weights
+from tinyattn.tasks import Split, Task
+
+
+def test_scan_changes_no_number_of_an_encoder_decoder():
+    """With dropout, in outputs and gradients."""
+    weight = DRAW.standard_normal((B, P, W))
+
+    def both(scan):
+        made = build(dropout=0.3, scan=scan, decoder_layers=2)
+        params = draw(made, **GIVEN)
+
+        def loss(params):
+            return (weight * made.apply({"params": params}, **GIVEN, rng=RNG)).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    jax.tree.map(functools.partial(close, atol=1e-4), both(True), both(False))
+
+
+VARIANTS = {
+    "decoder_attention": attention.spec("window", num_heads=N, window=2),
+    "cross_attention": attention.spec("mla", num_heads=N, latent=3, rope_dim=0),
+}
+
+
+@pytest.mark.parametrize("changes", [{}, VARIANTS], ids=["dense", "variants"])
+def test_declared_flops_are_those_counted(changes):
+    made = build(**changes)
+    params = draw(made, **GIVEN)
+    counted = cost.count(
+        lambda p: made.apply({"params": p}, **{k: x[:1] for k, x in GIVEN.items()}), params
+    ).products
+    parts = [("attention", masks.Mask(), S, S)] * L
+    parts += [("decoder_attention", masks.causal(), P, P), ("cross_attention", masks.Mask(), P, S)]
+    ffn = 2 * 2 * D * F * (L * S + M * P)
+    declared, unneeded = ffn + 2 * P * D * W, 0
+    valid = GIVEN["key_valid"]
+    for field, seen, t, s in parts:
+        variant, fields = attention.build(getattr(made.config, field))
+        seen = seen if field == "decoder_attention" else masks.padding(valid)
+        work = variant.flops(fields, seen, D=D, T=t, S=s).values()
+        declared += sum(part.executed for part in work)
+        unneeded += sum(part.executed - part.useful for part in work)
+    assert counted == declared
+    seen = model.mask(made.config, valid)
+    assert model.unneeded_flops(made.config, S, seen, P) == pytest.approx(unneeded)
+    if not changes:
+        dense = 4 * D * (L * (S * S - S * valid.sum(1).mean()) + P * P - P * (P + 1) // 2)
+        assert unneeded == pytest.approx(dense + 4 * D * (P * S - P * valid.sum(1).mean()))
+
+
+def test_state_of_a_decoder_and_of_what_it_attends_to():
+    found = model.state_bytes(build().config, S, P)
+    assert found == M * (2 * P * D * 4 + 4 + 2 * S * D * 4)
+    assert model.state_bytes(build(**VARIANTS).config, S, P) == 2 * 2 * D * 4 + 4 + S * 3 * 4
+
+
+def test_a_tied_table_counts_once_and_trains_from_both_ends():
+    made = build(**SHARED)
+    params = draw(made, **GIVEN)
+    assert "embedding" in params["decoder"] and "tokens" not in params["decoder"]["embedding"]
+    untied = draw(build(**SHARED | {"tied_head": False, "shared_table": False}), **GIVEN)
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+    # The decoder's table goes, and of the head what is from the embedding's width to the classes.
+    head = D * W + W - (D * 6 + 6)
+    assert size(untied) - size(params) == W * 6 + head
+    theta = weights.build([weights.spec("share")]).init(RNG, params)
+    assert weights.sizes(theta).params < size(params)
+
+
+PRUNED = {
+    "encoder and decoder": ({"pattern": "heads", "units": N}, ("attention", "decoder_attention")),
+    "cross": (
+        {
+            "pattern": "heads",
+            "units": N,
+            "outputs": r"/cross_attention/(query|key|value)/kernel$",
+            "inputs": r"/cross_attention/((query|key|value)/bias|out/kernel)$",
+            "judges": r"/cross_attention/(value|out)/kernel$",
+        },
+        ("cross_attention",),
+    ),
+    "columns": ({"pattern": "ffn", "sparsity": 0.3}, ()),
+}
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_what_is_pruned_whole_is_gone_from_both_stacks(name):
+    fields, fewer = PRUNED[name]
+    made = build(ffn="swiglu")
+    params = draw(made, **GIVEN)
+    theta = weights.build([weights.spec("prune", **fields)]).init(RNG, params)
+    masked, small = weights.fold(theta), weights.fold(weights.removed(theta))
+    left = model.Transformer(model.shrink(made.config, masked, small))
+    for field in ("attention", "decoder_attention", "cross_attention"):
+        heads = getattr(left.config, field)["num_heads"]
+        assert heads == (1 if field in fewer else N), field
+    assert left.config.ffn_width == (7 if name == "columns" else F)
+    want = jax.jit(made.apply)({"params": masked}, **GIVEN)
+    close(jax.jit(left.apply)({"params": small}, **GIVEN), want)
+
+
+def test_a_run_trains_it_and_prices_it(monkeypatch):
+    labels = DRAW.integers(-1, W, (B, P)).astype(np.int32)
+    data = Split(labels=labels, **{name: np.asarray(x) for name, x in GIVEN.items()})
+    task = Task(data, data, data, W, V, lambda rng, inputs: inputs)
+    monkeypatch.setattr(train._step.tasks, "load", lambda section: task)
+    fields = {"width": D, "ffn_width": F, "num_layers": L, "decoder_layers": M, "vocab_size": V}
+    fields |= {"num_classes": W, "causal": False, "conv": 0, "attention": HEADS}
+    fields |= {"decoder_attention": HEADS, "cross_attention": HEADS}
+    changes = {f"model.{name}": x for name, x in fields.items()} | {"train.batch_size": B}
+    program = train.make(config.override(recall.get_config("smoke"), changes))
+    state = program.init(0)
+    after, sums = jax.jit(program.step)(state, data)
+    assert int(sums.count) == (labels >= 0).sum() and np.isfinite(sums.loss)
+    for name in ("block_0", "decoder"):
+        before, now = (jax.tree.leaves(s.trainable[name]) for s in (state, after))
+        assert any((a != b).any() for a, b in zip(before, now, strict=True))
+    found = train.costs(program, state, train.forward(program, state))
+    seen = model.mask(program.model.config, GIVEN["key_valid"])
+    unneeded = model.unneeded_flops(program.model.config, S, seen, P)
+    assert found["executed_flops"] - found["useful_flops"] == pytest.approx(unneeded)
+    assert found["decode_state_bytes"] == model.state_bytes(program.model.config, S, P)
+    found = train.evaluate(program, state.theta, data, batch=4)
+    assert found[0].shape == ((labels >= 0).sum(),)
+
+    wrong = data._replace(prefix=None)
+    monkeypatch.setattr(
+        train._step.tasks, "load", lambda section: task._replace(train=wrong, test=wrong)
+    )
+    with pytest.raises(ValueError, match="read a prefix, which the task's train split has not"):
+        train.make(config.override(recall.get_config("smoke"), changes))
