@@ -67,27 +67,40 @@ def export(folder: Path, record: dict[str, Any], out: Path, form: str = "theta")
     """
     if form not in FORMATS:
         raise ValueError(f"--format={form!r}; {registry.nearest(form, FORMATS)}")
+    found = kept(folder, record)
+    theta = found.theta
+    if form == "params":
+        theta = jax.tree.map(np.asarray, weights.fold(theta))
+    told = {"row": record["row"], "format": form}
+    weights.save(out, theta, **found.meta | told)
+    again = weights.read(out, _own(record))
+    if not _same(again.theta, theta):
+        raise ValueError(f"{out} does not read back as it was written: try again elsewhere")
+    return _table(out, again, record if form == "theta" else None)
+
+
+def kept(folder: Path, record: dict[str, Any]) -> weights.Contents:
+    """The weights that a run left beside its record.
+
+    Raises:
+      ValueError: It kept none, or they are damaged or of another run.
+    """
     source = folder / records.WEIGHTS
     if not source.exists():
         raise ValueError(
             f"{folder} has no {records.WEIGHTS}: set train.keep_weights=True and run it again, after"
             f" deleting this folder if it was set"
         )
-    # A fork's schemes are named in full, and hold their nodes.
-    own = [section["name"] for section in record["config"]["weights"] if "." in section["name"]]
-    modules = [weights.module(name) for name in own]
-    kept = weights.read(source, modules)
-    if kept.meta["digest"] != record["digest"]:
-        raise ValueError(f"{source} is of run {kept.meta['digest']}, not of {record['digest']}")
-    theta = kept.theta
-    if form == "params":
-        theta = jax.tree.map(np.asarray, weights.fold(theta))
-    told = {"row": record["row"], "format": form}
-    weights.save(out, theta, **kept.meta | told)
-    found = weights.read(out, modules)
-    if not _same(found.theta, theta):
-        raise ValueError(f"{out} does not read back as it was written: try again elsewhere")
-    return _table(out, found, record if form == "theta" else None)
+    found = weights.read(source, _own(record))
+    if found.meta["digest"] != record["digest"]:
+        raise ValueError(f"{source} is of run {found.meta['digest']}, not of {record['digest']}")
+    return found
+
+
+def _own(record: dict[str, Any]) -> list[Any]:
+    """A fork's schemes, which are named in full, and hold their nodes."""
+    names = [section["name"] for section in record["config"]["weights"]]
+    return [weights.module(name) for name in names if "." in name]
 
 
 def _same(a: Any, b: Any) -> bool:

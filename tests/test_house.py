@@ -29,6 +29,7 @@ FLOORS = {
 # Imports along one floor, each with its reason.
 ALONG = {
     ("sweep", "train"): "a sweep is many trainings",
+    ("sweep", "generate"): "and some are judged by what their models write",
     ("notebooks", "experiments"): "a notebook shows the table and figure that the programs draw",
 }
 # A config names parts and fills in their fields; it does no work, so it needs no other unit.

@@ -9,6 +9,7 @@ config, without these four, so running a table again is free, and a new row or s
 from tinyattn.sweep._budget import COSTS, Fit, Met, fit, price, solve
 from tinyattn.sweep._rows import Changes, Row, Rows, Run, cross, expand, grid, zipped
 from tinyattn.sweep._run import Watcher, run_table
+from tinyattn.sweep._written import answers
 
 __all__ = [
     "COSTS",
@@ -19,6 +20,7 @@ __all__ = [
     "Rows",
     "Run",
     "Watcher",
+    "answers",
     "cross",
     "expand",
     "fit",

@@ -4,7 +4,8 @@ A task is a module, here or in a fork's own package, that exposes
 
 - `Config`: a frozen keyword-only dataclass that validates itself;
 - `load(config) -> Task`; or, where it reads a dataset, `DATASET`, the name that it has on the hub, and
-  `load(config, source) -> Task`, which gets its tables by `source.read`.
+  `load(config, source) -> Task`, which gets its tables by `source.read`;
+- where new inputs can be asked about, `asked(config, files, lines) -> Asked`, of texts or names of files.
 """
 
 import functools
@@ -24,6 +25,7 @@ from tinyattn.tasks._source import DIRECTORY, Source
 
 __all__ = [
     "ACCURACY",
+    "Asked",
     "Metric",
     "Predicted",
     "Source",
@@ -77,6 +79,8 @@ class Writing(NamedTuple):
       score: Answers to the test split, a list of ids each, without start and end -> numbers by name.
       text: Ids -> the text that they spell.
       metric: What a table shows.
+      beams: Texts that the search for answers keeps open; 1 is greedy.
+      alpha: Of its length penalty.
     """
 
     start: int
@@ -85,6 +89,8 @@ class Writing(NamedTuple):
     score: Callable[[Sequence[Sequence[int]]], dict[str, float]]
     text: Callable[[Sequence[int]], str]
     metric: Metric
+    beams: int = 1
+    alpha: float = 0.0
 
 
 class Task(NamedTuple):
@@ -117,6 +123,21 @@ class Task(NamedTuple):
     writing: Writing | None = None
 
 
+class Asked(NamedTuple):
+    """New inputs, and how what a model says of them is read.
+
+    Attributes:
+      split: Its labels mean nothing.
+      answers: Logits of all inputs, float32 [n, ...] -> a dict for each, that JSON can hold; None where
+        answers are written.
+      writing: How, where they are.
+    """
+
+    split: Split
+    answers: Callable[[np.ndarray], list[dict[str, Any]]] | None = None
+    writing: Writing | None = None
+
+
 def score(task: Task, split: Split, predicted: Predicted) -> dict[str, float]:
     """Accuracy, mean loss (nats) and the task's own numbers of a split, by name."""
     return {
@@ -134,6 +155,23 @@ def names() -> tuple[str, ...]:
 def spec(name: str, **fields: Any) -> registry.Spec:
     """A config section for a task: `spec("digits", shift=1)`."""
     return registry.spec(__name__, name, **fields)
+
+
+def asked(section: Mapping[str, Any], files: Mapping[str, str], lines: Sequence[str]) -> Asked:
+    """Reads lines as the inputs of a task, each a text or the name of a file.
+
+    Args:
+      section: Of a run's config.
+      files: Of the run, by name, `Task.files`.
+      lines: What is asked about.
+
+    Raises:
+      ValueError: A line is refused, or the task has no inputs that a person could give.
+    """
+    module, config = registry.build(__name__, section)
+    if not hasattr(module, "asked"):
+        raise ValueError(f"task {section['name']!r} is generated: there is nothing to ask it about")
+    return module.asked(config, files, lines)
 
 
 def load(section: Mapping[str, Any], source: Mapping[str, Any] | None = None) -> Task:

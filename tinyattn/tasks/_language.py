@@ -1,12 +1,12 @@
 """Language models: a text as one stream, in rows that follow each other without padding."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tinyattn.tasks import Source, Split, Task, _metrics, _steps, _tokens
+from tinyattn.tasks import Asked, Source, Split, Task, Writing, _asked, _metrics, _steps, _tokens
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._metrics import Predicted
 from tinyattn.tasks._texts import SPLITS, UNLABELLED, Texts, augmentation, clean, splits
@@ -78,6 +78,36 @@ def language(
         measure=measure,
         **fields,
     )
+
+
+def asked(config: Language, files: Mapping[str, str], lines: Sequence[str]) -> Asked:
+    """Texts that the model goes on with, as many tokens as a row has.
+
+    Raises:
+      ValueError: A text is empty.
+    """
+    tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
+    columns, rows = _steps.Columns((TEXT,)), []
+    for number, line in enumerate(lines, 1):
+        (ids,) = _tokens.ids(tokenizer, [_steps.normalise(line, config.steps, columns)], SPECIALS)
+        if not len(ids):
+            raise ValueError(f"line {number} is empty; give the beginning of a text")
+        # What lies farther back than a row was never seen in training.
+        rows.append(ids[-config.length // 2 :])
+    inputs = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    valid = np.zeros(inputs.shape, bool)
+    for i, ids in enumerate(rows):
+        inputs[i, : len(ids)], valid[i, : len(ids)] = ids, True
+    end = tokenizer.token_to_id(END)
+    writing = Writing(
+        start=end,
+        end=end,
+        length=config.length // 2,
+        score=lambda answers: {},
+        text=lambda ids: tokenizer.decode([int(i) for i in ids]),
+        metric=_metrics.LOSS,
+    )
+    return Asked(_asked.unlabelled(inputs, valid), writing=writing)
 
 
 def measure(split: Split, predicted: Predicted) -> Mapping[str, float]:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import datasets
 import numpy as np
 import pandas as pd
 
-from tinyattn.tasks import Metric, Task, Writing, _metrics, _steps, _texts, _tokens
+from tinyattn.tasks import Asked, Metric, Task, Writing, _asked, _metrics, _steps, _texts, _tokens
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._source import Dataset
 
@@ -21,9 +21,13 @@ class Sequences(_texts.Texts):
     Attributes:
       target_length: Tokens of an answer at most, that of its end included (P); what is longer is cut off,
         and counted.
+      beams: Texts that the search for the test split's answers keeps open; 1 is greedy.
+      length_penalty: Alpha of that search: more favours longer texts.
     """
 
     target_length: int = 32
+    beams: int = 1
+    length_penalty: float = 0.6
     tokenizer: str = "bpe"
     length: int = 64
     steps: tuple[str, ...] = ("nfkc", "whitespace", "missing", "duplicates", "dedupe")
@@ -32,6 +36,11 @@ class Sequences(_texts.Texts):
         super().__post_init__()
         if self.target_length < 2:
             raise ValueError(f"task.target_length={self.target_length} must be at least 2")
+        if self.beams < 1 or self.length_penalty < 0:
+            raise ValueError(
+                f"task.beams={self.beams} must be at least 1, and task.length_penalty ="
+                f" {self.length_penalty} at least 0"
+            )
 
 
 def answer(
@@ -89,7 +98,7 @@ def answer(
                 f"{split}/labels": following(written, end),
             }
         test = frames["test"]
-        kept = {"sources": test[source].tolist(), "references": test["references"].tolist()}
+        kept = {"sources": test[source].tolist(), "references": list(map(list, test["references"]))}
         n = [len(text.split()) for text in train[target]]
         kept["lead"] = round(float(np.median(n)))
         files = {_tokens.FILE: tokenizer.to_str(), REFERENCES: json.dumps(kept)}
@@ -116,15 +125,31 @@ def answer(
         baselines=baselines,
         files={_tokens.FILE: found.files[_tokens.FILE]},
         told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
-        writing=Writing(
-            start=tokenizer.token_to_id(_tokens.START),
-            end=tokenizer.token_to_id(_tokens.SEPARATOR),
-            length=parts["train"].prefix.shape[1],
-            score=lambda answers: score([text(ids) for ids in answers], kept["references"]),
-            text=text,
-            metric=metric,
+        writing=_writing(config, tokenizer, parts["train"].prefix.shape[1], metric)._replace(
+            score=lambda answers: score([text(ids) for ids in answers], kept["references"])
         ),
     )
+
+
+def _writing(config: Sequences, tokenizer: _tokens.Tokenizer, length: int, metric) -> Writing:
+    return Writing(
+        start=tokenizer.token_to_id(_tokens.START),
+        end=tokenizer.token_to_id(_tokens.SEPARATOR),
+        length=length,
+        score=lambda answers: {},
+        text=_spelled(tokenizer),
+        metric=metric,
+        beams=config.beams,
+        alpha=config.length_penalty,
+    )
+
+
+def asked(config: Sequences, files: Mapping[str, str], lines: Sequence[str]) -> Asked:
+    """Texts to answer by texts."""
+    rows = _asked.texts(config, files, lines)
+    tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
+    writing = _writing(config, tokenizer, config.target_length, _metrics.LOSS)
+    return Asked(_asked.unlabelled(rows.ids, rows.key_valid), writing=writing)
 
 
 def following(rows: _tokens.Encoded, end: int) -> np.ndarray:

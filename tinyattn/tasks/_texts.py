@@ -1,6 +1,7 @@
 """What tasks of labelled texts have in common: cleaning, tokens, splits, augmentation, a baseline."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from tinyattn import registry
-from tinyattn.tasks import Split, Task, _metrics, _pack, _steps, _tokens
+from tinyattn.tasks import Split, Task, _asked, _metrics, _pack, _steps, _tokens
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._source import Dataset
 
@@ -143,7 +144,7 @@ def classify(
         augment=augmentation(config),
         measure=measure,
         baselines=lambda: bag_of_words(parts, size(found), measure),
-        files=found.files,
+        files={**found.files, _asked.CLASSES: json.dumps(names)},
         told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
         **fields,
     )

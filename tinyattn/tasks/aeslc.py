@@ -8,7 +8,9 @@ Differs: ROUGE alone, against the one subject that the hub has; bodies are cut o
 import dataclasses
 
 from tinyattn.tasks import Metric, Source, Task, _metrics
-from tinyattn.tasks._sequences import Sequences, answer
+from tinyattn.tasks._sequences import Sequences, answer, asked
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "Yale-LILY/aeslc"
 BODY, SUBJECT = "email_body", "subject_line"

@@ -11,8 +11,10 @@ Differs: nanoGPT's validation split is the last tenth: its loss compares with th
 import dataclasses
 
 from tinyattn.tasks import Source, Task
-from tinyattn.tasks._language import Language, language
+from tinyattn.tasks._language import Language, asked, language
 from tinyattn.tasks._metrics import LOSS
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "karpathy/tiny_shakespeare"
 

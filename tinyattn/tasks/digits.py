@@ -13,7 +13,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from tinyattn.tasks import Split, Task
-from tinyattn.tasks._images import Images, augment, normaliser
+from tinyattn.tasks._images import Images, asked, augment, pixels
+
+__all__ = ["Config", "asked", "dataset", "load"]
 
 TEST, VALIDATION, BRIGHTEST = 360, 180, 16.0
 
@@ -54,18 +56,18 @@ def load(config: Config) -> Task:
     """The digits in memory, normalised by the statistics of the training split."""
     # Whole splits at once: row by row takes a hundred times longer.
     data = {name: part[:] for name, part in dataset().with_format("numpy").items()}
-    normal = normaliser(config, data["train"]["image"], BRIGHTEST)
+    known = pixels(config, data["train"]["image"], BRIGHTEST)
 
     def split(name):
-        inputs = normal(data[name]["image"])
+        inputs = known.normal(data[name]["image"])
         return Split(inputs[..., None], data[name]["label"].astype(np.int32))
 
-    background = float(normal(np.zeros(1))[0])
     return Task(
         train=split("train"),
         validation=split("validation"),
         test=split("test"),
         num_classes=10,
         vocab_size=0,
-        augment=lambda rng, inputs: augment(config, background, rng, inputs),
+        augment=lambda rng, inputs: augment(config, known.background, rng, inputs),
+        files=known.files([str(digit) for digit in range(10)]),
     )

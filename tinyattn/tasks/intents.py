@@ -10,9 +10,12 @@ Differs: accuracy is over all 151 classes, as the hub's users have it; the paper
 import dataclasses
 
 from tinyattn.tasks import Source, Split, Task, _metrics
+from tinyattn.tasks._asked import classify as asked
 from tinyattn.tasks._metrics import Predicted
 from tinyattn.tasks._steps import Columns
 from tinyattn.tasks._texts import Texts, classify
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET, NAME = "clinc/clinc_oos", "plus"
 TEXT, LABEL = "text", "intent"

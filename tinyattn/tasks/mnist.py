@@ -14,8 +14,10 @@ from sklearn.model_selection import train_test_split
 
 from tinyattn.tasks import Source, Split, Task
 from tinyattn.tasks._cache import Prepared, prepared
-from tinyattn.tasks._images import Images, augment, normaliser
+from tinyattn.tasks._images import Images, asked, augment, pixels
 from tinyattn.tasks._texts import splits
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "ylecun/mnist"
 IMAGE, LABEL = "image", "label"
@@ -39,7 +41,7 @@ class Config(Images):
             raise ValueError(f"train_examples={self.train_examples} must not be negative")
 
 
-def pixels(image: dict, where: str) -> np.ndarray:
+def grey(image: dict, where: str) -> np.ndarray:
     """uint8 [28, 28] of a picture as the hub keeps it, a file's bytes.
 
     Raises:
@@ -72,8 +74,7 @@ def load(config: Config, source: Source) -> Task:
         arrays = {}
         for name, part in parts.items():
             images = [
-                pixels(image, f"{DATASET}: {name} image {row}")
-                for row, image in part[IMAGE].items()
+                grey(image, f"{DATASET}: {name} image {row}") for row, image in part[IMAGE].items()
             ]
             arrays[f"{name}/inputs"] = np.stack(images)[..., None]
             arrays[f"{name}/labels"] = part[LABEL].to_numpy(np.int32)
@@ -81,13 +82,13 @@ def load(config: Config, source: Source) -> Task:
 
     fingerprint = data.fingerprint()
     raw = splits(prepared(fingerprint, config, make))
-    normal = normaliser(config, raw["train"].inputs, BRIGHTEST)
-    made = {name: Split(normal(part.inputs), part.labels) for name, part in raw.items()}
-    background = float(normal(np.zeros(1))[0])
+    known, names = pixels(config, raw["train"].inputs, BRIGHTEST), data.names(LABEL)
+    made = {name: Split(known.normal(part.inputs), part.labels) for name, part in raw.items()}
     return Task(
         **made,
-        num_classes=len(data.names(LABEL)),
+        num_classes=len(names),
         vocab_size=0,
-        augment=lambda rng, inputs: augment(config, background, rng, inputs),
+        augment=lambda rng, inputs: augment(config, known.background, rng, inputs),
+        files=known.files(names),
         told={"dataset": DATASET, "fingerprint": fingerprint},
     )

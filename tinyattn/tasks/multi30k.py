@@ -10,7 +10,9 @@ import dataclasses
 
 from tinyattn import registry
 from tinyattn.tasks import Metric, Source, Task, _metrics
-from tinyattn.tasks._sequences import Sequences, answer
+from tinyattn.tasks._sequences import Sequences, answer, asked
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "bentrevett/multi30k"
 LANGUAGES = ("de", "en")
@@ -25,8 +27,8 @@ class Config(Sequences):
 
     source: str = "de"
     vocab_size: int = 8000
-    length: int = 48
-    target_length: int = 48
+    length: int = 32
+    target_length: int = 32
 
     def __post_init__(self):
         super().__post_init__()

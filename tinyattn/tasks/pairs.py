@@ -7,9 +7,11 @@ Differs: GLUE's test labels are not public, so its validation split is the test 
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 
 from tinyattn import registry
-from tinyattn.tasks import Metric, Source, Split, Task, _metrics
+from tinyattn.tasks import Asked, Metric, Source, Split, Task, _asked, _metrics
 from tinyattn.tasks._metrics import ACCURACY, Predicted
 from tinyattn.tasks._steps import Columns
 from tinyattn.tasks._texts import Texts, classify
@@ -42,6 +44,23 @@ class Config(Texts):
         super().__post_init__()
         if self.task not in TASKS:
             raise ValueError(f"task.task={self.task!r}; {registry.nearest(self.task, TASKS)}")
+
+
+def asked(config: Config, files: Mapping[str, str], lines: Sequence[str]) -> Asked:
+    """Lines of two texts, a tab between them.
+
+    Raises:
+      ValueError: A line has no tab, or several.
+    """
+    parts = [line.split("\t") for line in lines]
+    for number, part in enumerate(parts, 1):
+        if len(part) != 2:
+            raise ValueError(
+                f"line {number} has {len(part)} texts; give two, and a tab between them"
+            )
+    rows = _asked.texts(config, files, *zip(*parts, strict=True))
+    split = _asked.unlabelled(rows.ids, rows.key_valid)._replace(token_types=rows.types)
+    return Asked(split, _asked.classes(json.loads(files[_asked.CLASSES])))
 
 
 def load(config: Config, source: Source) -> Task:

@@ -8,7 +8,9 @@ Differs: of several references the first is trained on; ROUGE takes the best of 
 import dataclasses
 
 from tinyattn.tasks import Metric, Source, Task, _metrics
-from tinyattn.tasks._sequences import Sequences, answer
+from tinyattn.tasks._sequences import Sequences, answer, asked
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET, NAME = "allenai/scitldr", "Abstract"
 ABSTRACT, SUMMARY = "source", "target"

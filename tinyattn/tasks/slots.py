@@ -9,11 +9,13 @@ Differs: a word is tagged at its first token. The hub has no set of this split, 
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tinyattn.tasks import Metric, Source, Split, Task, _metrics, _steps, _tokens
+from tinyattn.tasks import Asked, Metric, Source, Split, Task, _asked, _metrics, _steps, _tokens
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._metrics import Predicted
 from tinyattn.tasks._texts import (
@@ -68,9 +70,24 @@ def load(config: Config, source: Source) -> Task:
         metric=Metric("span_f1"),
         measure=measure,
         baselines=lambda: measure(parts["test"], most_frequent(parts["train"], parts["test"])),
-        files=found.files,
+        files={**found.files, _asked.CLASSES: json.dumps(names)},
         told={"dataset": DATASET, "fingerprint": fingerprint, **found.told},
     )
+
+
+def asked(config: Config, files: Mapping[str, str], lines: Sequence[str]) -> Asked:
+    """Requests whose words get tags."""
+    rows, names = _asked.texts(config, files, lines), json.loads(files[_asked.CLASSES])
+    first = (rows.words >= 0) & (rows.words != np.roll(rows.words, 1, axis=1))
+
+    def answers(logits: np.ndarray) -> list[dict[str, Any]]:
+        found = []
+        for line, best, here in zip(lines, logits.argmax(-1), first, strict=True):
+            tags = [names[i] for i in best[here]]
+            found.append({"words": line.split(), "answer": tags})
+        return found
+
+    return Asked(_asked.unlabelled(rows.ids, rows.key_valid), answers)
 
 
 def _prepare(config: Config, data) -> Prepared:

@@ -10,9 +10,12 @@ Differs: the hub has no set of this split, so its files must be given, with colu
 import dataclasses
 
 from tinyattn.tasks import Source, Split, Task, _metrics
+from tinyattn.tasks._asked import classify as asked
 from tinyattn.tasks._metrics import Predicted
 from tinyattn.tasks._steps import Columns
 from tinyattn.tasks._texts import SPLITS, Texts, classify
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "snips"
 TEXT, LABEL = "text", "intent"

@@ -10,8 +10,11 @@ Differs: GLUE's test labels are not public, so its validation split is the test 
 import dataclasses
 
 from tinyattn.tasks import Source, Task
+from tinyattn.tasks._asked import classify as asked
 from tinyattn.tasks._steps import Columns
 from tinyattn.tasks._texts import Texts, classify
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "stanfordnlp/sst2"
 TEXT, LABEL = "sentence", "label"

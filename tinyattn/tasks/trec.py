@@ -9,8 +9,11 @@ Differs: 500 training questions, stratified and always the same, are the validat
 import dataclasses
 
 from tinyattn.tasks import Source, Task
+from tinyattn.tasks._asked import classify as asked
 from tinyattn.tasks._steps import Columns
 from tinyattn.tasks._texts import Texts, classify
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET = "CogComp/trec"
 TEXT, LABEL = "text", "coarse_label"

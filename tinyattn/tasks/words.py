@@ -11,8 +11,10 @@ import dataclasses
 import numpy as np
 
 from tinyattn.tasks import Source, Split, Task, _kneser, _metrics
-from tinyattn.tasks._language import Language, language
+from tinyattn.tasks._language import Language, asked, language
 from tinyattn.tasks._metrics import PERPLEXITY
+
+__all__ = ["Config", "asked", "load"]
 
 DATASET, NAME = "Salesforce/wikitext", "wikitext-2-v1"
 
