@@ -68,6 +68,10 @@ class Told:
         self.say(step, split, f"dropped: {what}", rows)
         frames[split] = frames[split][~bad]
 
+    def cut(self, split: str, length: int, rows: Sequence[int]) -> None:
+        """Remembers texts that are longer than a row."""
+        self.say("length", split, f"cut off at {length} tokens", rows)
+
     def log(self, dataset: str) -> None:
         """One line for each step and split that touched rows."""
         for line in self.lines:
@@ -182,8 +186,9 @@ def step(name: str) -> Callable[[Frames, Columns, Told], None]:
 
 def normalise(text: str, names: Sequence[str], columns: Columns) -> str:
     """One text as the steps leave it, for answering about new ones."""
-    frames = {"test": pd.DataFrame({columns.texts[0]: [text]})}
+    frame = pd.DataFrame({columns.texts[0]: [text]})
+    frames = {"train": frame[:0], "test": frame}
     only = Columns(columns.texts[:1], empty=True)
     for name in names:
-        step(name)({"train": frames["test"][:0], **frames}, only, Told("drop"))
+        step(name)(frames, only, Told("drop"))
     return frames["test"][columns.texts[0]].iloc[0]

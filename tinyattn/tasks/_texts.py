@@ -120,13 +120,11 @@ def classify(
                 _steps.dedupe(frames, columns, said)
         texts = {c: {s: frames[s][c].tolist() for s in SPLITS} for c in columns.texts}
         tokenizer = _tokens.train(config, [t for c in columns.texts for t in texts[c]["train"]])
-        arrays, T = {}, config.length
-        for split in SPLITS:  # training first
-            rows = _tokens.encode(tokenizer, *(texts[c][split] for c in columns.texts), length=T)
-            if split == "train":  # padding to more than it needs would be paid for
-                T = int(rows.key_valid.sum(1).max())
-                rows = rows.trim(T)
-            said.say("length", split, f"cut off at {T} tokens", frames[split].index[rows.cut])
+        arrays = {}
+        for split in SPLITS:
+            given = (texts[c][split] for c in columns.texts)
+            rows = _tokens.encode(tokenizer, *given, length=config.length)
+            said.cut(split, config.length, frames[split].index[rows.cut])
             fields = {"inputs": rows.ids, "key_valid": rows.key_valid}
             if len(columns.texts) > 1:
                 fields["token_types"] = rows.types
@@ -191,6 +189,9 @@ def augmentation(config: Texts) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """
     special = len(_tokens.SPECIALS)
     unknown = _tokens.SPECIALS.index(_tokens.UNKNOWN)
+
+    if not (config.token_swap or config.token_dropout):
+        return lambda rng, inputs: inputs
 
     def augment(rng, inputs):
         swap_rng, drop_rng = jax.random.split(rng)

@@ -122,10 +122,6 @@ class Encoded(NamedTuple):
     types: np.ndarray
     cut: np.ndarray
 
-    def trim(self, length: int) -> "Encoded":
-        """Without the columns from `length` on."""
-        return Encoded(*(x[:, :length] for x in self[:4]), self.cut)
-
 
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, *, length: int
@@ -157,7 +153,7 @@ def encode(
         line = [start, *a] + ([separator, *b] if pairs is not None else [])
         ids[row, : len(line)], valid[row, : len(line)] = line, True
         words[row, 1 : 1 + len(a)] = a_words[: len(a)]
-        types[row, 1 + len(a) : len(line)] = 1 if pairs is not None else 0
+        types[row, 2 + len(a) : len(line)] = 1  # none without a pair
     return Encoded(ids, valid, words, types, np.asarray(cut, np.int64))
 
 

@@ -102,13 +102,10 @@ def _prepare(config: Config, data) -> Prepared:
     names = [OUTSIDE, *sorted(every)]
     ids = {tag: i for i, tag in enumerate(names)}
     tokenizer = _tokens.train(config, frames["train"][TEXT].tolist())
-    arrays, T = {}, config.length
+    arrays = {}
     for split in SPLITS:
-        rows = _tokens.encode(tokenizer, frames[split][TEXT].tolist(), length=T)
-        if split == "train":
-            T = int(rows.key_valid.sum(1).max())
-            rows = rows.trim(T)
-        said.say("length", split, f"cut off at {T} tokens", frames[split].index[rows.cut])
+        rows = _tokens.encode(tokenizer, frames[split][TEXT].tolist(), length=config.length)
+        said.cut(split, config.length, frames[split].index[rows.cut])
         first = (rows.words >= 0) & (rows.words != np.roll(rows.words, 1, axis=1))
         labels = np.full(rows.ids.shape, UNLABELLED, np.int32)
         for i, line in enumerate(tags[split]):

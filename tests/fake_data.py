@@ -1,0 +1,63 @@
+"""Small datasets with the schemas that they have on the hub, as Parquet files."""
+
+from pathlib import Path
+
+import datasets
+
+TEXT = datasets.Value("string")
+SPLITS = ("train", "validation", "test")
+TAGS = ["O", *(f"B-{i}" for i in range(39)), *(f"I-{i}" for i in range(32))]  # 72, as SNIPS has
+
+
+def write(folder: Path, split: str, columns: dict, features: dict) -> Path:
+    """One split of a dataset as a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{split}.parquet"
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(path)
+    return path
+
+
+def texts(split: str, rows: int, classes: int) -> list[str]:
+    """Different texts, whose second word tells their class, row % classes; one is in every split."""
+    places = ["everywhere" if i == 3 else f"{split}{i}" for i in range(rows)]
+    return [f"Say  w{i % classes} {place} please" for i, place in enumerate(places)]
+
+
+def labelled(folder, sizes, column, label, names, **more):
+    """A dataset of one text a row."""
+    features = {column: TEXT, label: datasets.ClassLabel(names=names)}
+    for split, rows in sizes.items():
+        columns = {
+            column: texts(split, rows, len(names)),
+            label: [i % len(names) for i in range(rows)],
+        }
+        write(folder, split, columns, features)
+
+
+def everything(home: Path) -> Path:
+    """All datasets of texts, in their folders."""
+    labelled(home / "trec", {"train": 560, "test": 12}, "text", "coarse_label", list("ABCDEF"))
+    sentiment = {"train": 2060, "validation": 16, "test": 4}
+    labelled(home / "sst2", sentiment, "sentence", "label", ["negative", "positive"])
+    intents = [f"i{i}" for i in range(151)]
+    intents[42] = "oos"
+    sizes = {"train": 302, "validation": 151, "test": 151}
+    labelled(home / "clinc_oos/plus", sizes, "text", "intent", intents)
+    for split, rows in {"train": 150, "validation": 16, "test": 16}.items():
+        columns = {"text": texts(split, rows, 7), "intent": [i % 7 for i in range(rows)]}
+        columns["slots"] = [f"O {TAGS[1 + i % 39]} {TAGS[40 + i % 32]} O" for i in range(rows)]
+        names = datasets.ClassLabel(names=[f"s{i}" for i in range(7)])
+        write(home / "snips", split, columns, {"text": TEXT, "slots": TEXT, "intent": names})
+        first = [f"{'cat' if i % 2 else 'dog'} {x}" for i, x in enumerate(texts(split, rows, 1))]
+        columns = {"sentence1": first, "sentence2": ["a dog sat"] * rows}
+        columns["label"] = [(i + 1) % 2 for i in range(rows)]
+        names = datasets.ClassLabel(names=["not_equivalent", "equivalent"])
+        features = {"sentence1": TEXT, "sentence2": TEXT, "label": names}
+        write(home / "glue/mrpc", split, columns, features)
+        play = {"text": ["Now is the winter\nof our " * (2 * rows)]}
+        write(home / "tiny_shakespeare", split, play, {"text": TEXT})
+        lines = {
+            "text": ["", " = Title = \n"] + [f" a b <unk> w{i % 5} \n" for i in range(3 * rows)]
+        }
+        write(home / "wikitext/wikitext-2-v1", split, lines, {"text": TEXT})
+    return home
