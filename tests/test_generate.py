@@ -206,3 +206,7 @@ def test_what_is_asked_has_to_make_sense():
     ):
         with pytest.raises(ValueError, match=message):
             write(params, prompt, length)
+    with pytest.raises(ValueError, match="a decoder its prompt alone"):
+        write(params, PROMPT, **SOURCE)
+    with pytest.raises(ValueError, match="reads 'inputs' beside its prompt"):
+        generate.greedy(made("encoder-decoder")[0], steps=2)({}, PROMPT)
