@@ -154,10 +154,8 @@ def test_a_wide_beam_is_an_exhaustive_search(name, alpha):
             assert tuple(got.ids[b, k, : got.length[b, k]].tolist()) == text, (b, k)
             np.testing.assert_allclose(got.score[b, k], score, atol=1e-5, rtol=1e-5)
     if alpha:
-        plain = exhaustive(name, steps, eos, 0.0)
-        assert any(
-            plain[b][0][1] != tuple(got.ids[b, 0, : got.length[b, 0]].tolist()) for b in range(B)
-        )
+        orders = (exhaustive(name, steps, eos, a)[0][:20] for a in (0.0, alpha))
+        assert len({tuple(text for _, text in order) for order in orders}) == 2
 
 
 def test_calls_of_one_shape_are_one_program():
@@ -208,3 +206,7 @@ def test_what_is_asked_has_to_make_sense():
     ):
         with pytest.raises(ValueError, match=message):
             write(params, prompt, length)
+    with pytest.raises(ValueError, match="a decoder its prompt alone"):
+        write(params, PROMPT, **SOURCE)
+    with pytest.raises(ValueError, match="reads 'inputs' beside its prompt"):
+        generate.greedy(made("encoder-decoder")[0], steps=2)({}, PROMPT)

@@ -41,10 +41,9 @@ def unpacked(x):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("dense", {"positions": "learned", "causal": True, "conv": 3}),
-        ("dense", {"positions": "relative"}),
-        ("window", {"positions": "rotary", "norm_place": "post"}),
-        ("talking", {"positions": "sinusoidal", "scan": True}),
+        ("dense", {"positions": "learned", "causal": True, "conv": 3, "num_layers": 1}),
+        ("window", {"positions": "rotary", "norm_place": "post", "num_layers": 1}),
+        ("talking", {"positions": "relative", "scan": True}),
     ],
 )
 def test_packed_equals_unpacked(name, changes):

@@ -44,9 +44,15 @@ def start(model: Transformer, params: Any, B: int, capacity: int, **given) -> St
       **given: What the encoder reads, by name: `inputs`, `key_valid`, `token_types`.
 
     Raises:
-      ValueError: The model does not decode, or not so many tokens.
+      ValueError: The model does not decode, or not so many tokens; or it has an encoder and nothing that
+        this reads, or the other way round.
     """
     config = model.config
+    if bool(config.decoder_layers) != ("inputs" in given):
+        raise ValueError(
+            f"model.decoder_layers={config.decoder_layers} and {sorted(given) or 'nothing'} is given: an"
+            f" encoder-decoder reads 'inputs' beside its prompt, a decoder its prompt alone"
+        )
     stack = decoder(config) if config.decoder_layers else config
     check_decodes(stack, capacity)
     state = State(
