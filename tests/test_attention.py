@@ -18,6 +18,7 @@ from tinyattn.masks import Mask
 
 # All different, so that no transposition can hide.
 B, T, N, H, D = 2, 13, 4, 6, 10
+TYPICAL = ("dense", "bigbird", "lsh", "nystrom", "gla")
 
 
 def pytest_generate_tests(metafunc):
@@ -32,6 +33,9 @@ def pytest_generate_tests(metafunc):
             cases += [(name, other) for name, fields in settings.items() for other in fields[1:]]
         labels = [f"{name}-{fields}" for name, fields in cases]
         metafunc.parametrize("case", cases, ids=labels, scope="module")
+    elif "typical" in metafunc.fixturenames:
+        # One of each family: eagerly, every operation is a program to compile.
+        metafunc.parametrize("typical", [chosen] if chosen else TYPICAL)
     elif "name" in metafunc.fixturenames:
         metafunc.parametrize("name", names)
 
@@ -85,6 +89,15 @@ def supported(module):
     return {"full": Mask(), **found, "all": functools.reduce(Mask.__and__, found.values(), Mask())}
 
 
+def opened(module, valid=None, ids=None):
+    """Padding and segments as far as they are honoured: one program, whatever is hidden."""
+    valid = np.ones((B, T), bool) if valid is None else np.broadcast_to(valid, (B, T))
+    ids = np.zeros((B, T), int) if ids is None else np.broadcast_to(ids, (B, T))
+    kinds = {"padding": masks.padding(valid), "segments": masks.segments(ids)}
+    honoured = (mask for kind, mask in kinds.items() if kind in module.SUPPORTS)
+    return functools.reduce(Mask.__and__, honoured, Mask())
+
+
 def some(module):
     """The causal mask, or none for a variant that has no causal form."""
     return masks.causal() if "causal" in module.SUPPORTS else Mask()
@@ -124,9 +137,9 @@ def attend(module, config, mask):
     return lambda given: outputs(module, "attend")(config, given, (mask,))[0]
 
 
-def full(module, function, config, given):
-    """Outputs without a mask, by the program that gives the gradients."""
-    return np.asarray(value_and_grads(module, function)(config, given, Mask(), weight())[0])
+def graded(module, function, config, given, mask=Mask()):
+    """Outputs, by the program that gives the gradients."""
+    return np.asarray(value_and_grads(module, function)(config, given, mask, weight())[0])
 
 
 def same_outputs(module, config, given, several, want=None):
@@ -158,26 +171,39 @@ def test_contract(name):
     assert not getattr(module, "DETACHED", ()) or module.auxiliary.__doc__
 
 
+def test_equals_reference_under_every_mask(first):
+    """Each kind alone; none and all of them are below, with gradients."""
+    module, config = make(*first)
+    given, found = arrays(module, config), supported(module)
+    for kind in found.keys() - {"full", "all"}:
+        same_outputs(module, config, given, {kind: found[kind]})
+
+
+def none_and_all(module):
+    found = supported(module)
+    return {kind: found[kind] for kind in ("full", "all")}
+
+
 @pytest.fixture(scope="module")
 def exact(first):
-    """The references under every mask, made before a test that is `optimised`, as they need not be."""
+    """The references, made before a test that is `optimised`, as they need not be."""
     module, config = make(*first)
-    several = tuple(supported(module).values())
+    several = tuple(none_and_all(module).values())
     return outputs(module, "reference")(config, arrays(module, config), several)
 
 
 @pytest.mark.optimised
-def test_equals_reference_under_every_mask(first, exact):
+def test_equals_reference_as_users_compile_it(first, exact):
     module, config = make(*first)
-    same_outputs(module, config, arrays(module, config), supported(module), exact)
+    same_outputs(module, config, arrays(module, config), none_and_all(module), exact)
 
 
 def test_equals_reference_in_outputs_and_gradients(case):
     module, config = make(*case)
-    given, found = arrays(module, config), supported(module)
-    for kind in ("full", "all"):
-        got = value_and_grads(module, "attend")(config, given, found[kind], weight())
-        exact = value_and_grads(module, "reference")(config, given, found[kind], weight())
+    given = arrays(module, config)
+    for kind, mask in none_and_all(module).items():
+        got = value_and_grads(module, "attend")(config, given, mask, weight())
+        exact = value_and_grads(module, "reference")(config, given, mask, weight())
         np.testing.assert_allclose(got[0], exact[0], atol=1e-5, rtol=1e-5, err_msg=kind)
         for name, want in exact[1].items():
             what = f"{name}, {kind}"
@@ -187,8 +213,7 @@ def test_equals_reference_in_outputs_and_gradients(case):
 @pytest.mark.parametrize("length", [1, 8])
 def test_any_length(first, length):
     module, config = make(*first)
-    given = arrays(module, config, T=length)
-    same_outputs(module, config, given, {"full": Mask(), "some": some(module)})
+    same_outputs(module, config, arrays(module, config, T=length), {"some": some(module)})
 
 
 def test_cross_attention_to_another_length(case):
@@ -230,29 +255,26 @@ def test_masked_keys_and_other_examples_are_not_seen(case):
     module, config = make(*case)
     given = arrays(module, config)
     if "padding" in module.SUPPORTS:
-        valid = np.arange(T)[None] < np.array([[7], [T]])
-
-        def see(given):
-            gradient = value_and_grads(module, "attend")
-            return np.asarray(gradient(config, given, masks.padding(valid), weight())[0])
-
+        mask = opened(module, valid=np.arange(T)[None] < np.array([[7], [T]]))
+        see = functools.partial(graded, module, "attend", config, mask=mask)
         before = see(given)
         dirty = put(put(given, np.s_[0, 7:], 50.0, KEYS), np.s_[0, 8:10], np.nan, KEYS)
         np.testing.assert_array_equal(see(dirty), before)
         assert not np.array_equal(see(put(given, np.s_[0, 6], 50.0, KEYS)), before)
         poisoned = see(put(given, np.s_[0, 3], np.nan, KEYS))
         assert np.isnan(poisoned[0]).any() and np.isfinite(poisoned[1]).all()
-    alone = full(module, "attend", config, put(given, 1, np.nan))[0]
-    np.testing.assert_array_equal(alone, full(module, "attend", config, given)[0])
+    alone = graded(module, "attend", config, put(given, 1, np.nan))[0]
+    np.testing.assert_array_equal(alone, graded(module, "attend", config, given)[0])
 
 
 def test_segments_are_not_mixed(case):
     module, config = make(*case)
     if "segments" not in module.SUPPORTS:
         pytest.skip("no segments; that it raises is tested below")
-    ids = np.broadcast_to(np.arange(T) // 5, (B, T))
-    given, see = arrays(module, config), attend(module, config, masks.segments(ids))
+    given, mask = arrays(module, config), opened(module, ids=np.arange(T) // 5)
+    see = functools.partial(graded, module, "attend", config, mask=mask)
     before, after = see(given), see(put(given, np.s_[:, 5:10], 4.0))
+    assert not np.array_equal(after[:, 5:10], before[:, 5:10])
     np.testing.assert_array_equal(after[:, :5], before[:, :5])
     np.testing.assert_array_equal(after[:, 10:], before[:, 10:])
 
@@ -261,10 +283,8 @@ def test_rows_that_see_nothing_are_zero_with_finite_gradients(case):
     module, config = make(*case)
     if "padding" not in module.SUPPORTS:
         pytest.skip("no padding; that it raises is tested below")
-    valid = np.arange(B)[:, None] == np.ones((1, T), int)
-    out, grads = value_and_grads(module, "attend")(
-        config, arrays(module, config), masks.padding(valid), weight()
-    )
+    mask = opened(module, valid=np.arange(B)[:, None] == 1)
+    out, grads = value_and_grads(module, "attend")(config, arrays(module, config), mask, weight())
     assert (np.asarray(out[0]) == 0).all()
     assert (np.asarray(out[1]) != 0).any()
     for name, grad in grads.items():
@@ -359,19 +379,19 @@ def test_is_not_dense_where_it_need_not(name):
     if name == "dense" or given["query"].shape[-1] != given["key"].shape[-1]:
         pytest.skip("dense is dense, and takes keys as wide as queries")
     (plain,) = outputs(dense, "reference")(config, heads_of(given), (Mask(),))
-    assert np.abs(full(module, "attend", config, given) - plain).max() > 1e-2
+    assert np.abs(graded(module, "attend", config, given) - plain).max() > 1e-2
 
 
 def test_declared_equals_counted_flops(case):
+    """At lengths that no block divides, and at one."""
     module, config = make(*case)
-    layer, variables = module.Attention(config), initial(module, config)[0]
-    for length in (1, 7, 100):
+    layer, variables = module.Attention(config), learned(module, config)[0]
+    for length, mask in ((1, some(module)), (7, Mask()), (97, Mask()), (97, some(module))):
         inputs = jax.ShapeDtypeStruct((1, length, N * H), jnp.float32)
-        for mask in (Mask(), some(module)):
-            declared = module.flops(config, mask, D=N * H, T=length, S=length)
-            counted = cost.count(lambda v, x, m=mask: layer.apply(v, x, mask=m), variables, inputs)
-            assert sum(part.executed for part in declared.values()) == counted.products
-            assert all(0 <= part.useful <= part.executed for part in declared.values())
+        declared = module.flops(config, mask, D=N * H, T=length, S=length)
+        counted = cost.count(lambda v, x, m=mask: layer.apply(v, x, mask=m), variables, inputs)
+        assert sum(part.executed for part in declared.values()) == counted.products
+        assert all(0 <= part.useful <= part.executed for part in declared.values())
 
 
 def test_products_grow_as_said(name):
@@ -404,11 +424,18 @@ def effective(module, config, mask):
     return own(config, mask, T)
 
 
-def test_jit_equals_eager_and_compiles_once(first):
-    module, config = make(*first)
-    given, see = arrays(module, config), attend(module, config, some(module))
+def test_jit_equals_eager(typical):
+    module, config = make(typical, attention.load(typical).CASES[0])
+    given = arrays(module, config)
     eager = module.attend(config, **jax.tree.map(jnp.asarray, given), mask=some(module))
-    np.testing.assert_allclose(see(given), eager, atol=2e-6, rtol=1e-5)
+    jitted = attend(module, config, some(module))(given)
+    np.testing.assert_allclose(jitted, eager, atol=2e-6, rtol=1e-5)
+
+
+def test_compiles_once(first):
+    module, config = make(*first)
+    see = attend(module, config, some(module))
+    see(arrays(module, config))
     before = len(TRACED)
     see(arrays(module, config, seed=3))
     assert before == len(TRACED) > 0
@@ -427,10 +454,12 @@ def test_vmap_equals_a_loop(first):
 def test_bfloat16_works(first):
     module, config = make(*first)
     given = arrays(module, config, dtype=jnp.bfloat16)
-    out, grads = value_and_grads(module, "attend")(config, given, Mask(), weight())
-    assert out.dtype == jnp.bfloat16
+    both = functools.partial(value_and_grads(module, "attend"), config, mask=Mask())
+    grads = jax.eval_shape(both, given, weight=weight())[1]
     assert all(grad.dtype == jnp.bfloat16 for grad in grads.values())
-    exact = full(module, "reference", config, jax.tree.map(lambda x: x.astype(np.float32), given))
+    out = attend(module, config, Mask())(given)
+    assert out.dtype == jnp.bfloat16
+    exact = graded(module, "reference", config, jax.tree.map(lambda x: x.astype(np.float32), given))
     # bfloat16 keeps 8 bits.
     assert np.abs(np.asarray(out, np.float32) - exact).max() < 0.03
 
@@ -440,39 +469,10 @@ def inputs_of_width(D, seed):
 
 
 @functools.cache
-def initial(module, config):
-    """Variables as the module starts, and its output from them."""
-    layer, x = module.Attention(config), inputs_of_width(N * H, 0)
-    made = jax.jit(lambda rng: layer.init_with_output(rng, x))(jax.random.PRNGKey(1))
-    out, variables = jax.tree.map(np.asarray, made)
-    return variables, out
-
-
-def test_module_projects_attends_and_projects_back(case):
-    """Of a variant that makes heads its own way, only that the parts fit together is tested here."""
-    module, config = make(*case)
-    x, (variables, got) = inputs_of_width(N * H, 0), initial(module, config)
-    params = variables["params"]
-    if set(params) != {"query", "key", "value", "out"}:
-        assert got.shape == x.shape and np.isfinite(got).all()
-        return
-    assert {p["kernel"].ndim for p in params.values()} == {2}
-    K, width = config.kv_heads, config.width(N * H)
-
-    def project(name, count):
-        return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, width)
-
-    given = {"query": project("query", N), "key": project("key", K), "value": project("value", K)}
-    mixed = full(module, "reference", config, given).reshape(B, T, N * width)
-    want = mixed @ params["out"]["kernel"] + params["out"]["bias"]
-    np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
-
-
-def test_learns_and_every_leaf_gets_gradient(first):
-    module, config = make(*first)
-    x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
-    params = initial(module, config)[0]["params"]
+def learned(module, config):
+    """Variables as the module starts, its output from them, and losses and gradients of 30 steps."""
     layer, optimizer = module.Attention(config), optax.flatten(optax.adam(1e-2))
+    x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
 
     def loss(params):
         return jnp.square(layer.apply({"params": params}, x) - y).mean()
@@ -484,10 +484,38 @@ def test_learns_and_every_leaf_gets_gradient(first):
         return (optax.apply_updates(params, updates), opt), (value, grads)
 
     @jax.jit
-    def learn(params):
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
+    def learn(rng):
+        out, variables = layer.init_with_output(rng, x)
+        params = variables["params"]
+        found = jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
+        return variables, out, *found
 
-    values, grads = jax.tree.map(np.asarray, learn(params))
+    return jax.tree.map(np.asarray, learn(jax.random.PRNGKey(1)))
+
+
+def test_module_projects_attends_and_projects_back(case):
+    """Of a variant that makes heads its own way, only that the parts fit together is tested here."""
+    module, config = make(*case)
+    x, (variables, got, *_) = inputs_of_width(N * H, 0), learned(module, config)
+    params = variables["params"]
+    if set(params) != {"query", "key", "value", "out"}:
+        assert got.shape == x.shape and np.isfinite(got).all()
+        return
+    assert {p["kernel"].ndim for p in params.values()} == {2}
+    K, width = config.kv_heads, config.width(N * H)
+
+    def project(name, count):
+        return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, width)
+
+    given = {"query": project("query", N), "key": project("key", K), "value": project("value", K)}
+    mixed = graded(module, "reference", config, given).reshape(B, T, N * width)
+    want = mixed @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_learns_and_every_leaf_gets_gradient(case):
+    module, config = make(*case)
+    *_, values, grads = learned(module, config)
     assert values[-1] < 0.9 * values[0]
     detached = tuple(getattr(module, "DETACHED", ()))
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
@@ -496,8 +524,8 @@ def test_learns_and_every_leaf_gets_gradient(first):
         if name.startswith(detached):
             assert (grad == 0).all(), name
             continue
-        # A softmax does not see the key's bias, which moves all scores of a query alike.
-        assert np.abs(grad[-1]).max() > 1e-6 or name == "key/bias", name
+        # A softmax does not see a key's bias, which moves all scores of a query alike.
+        assert np.abs(grad[-1]).max() > 1e-6 or name in ("key/bias", "global_key/bias"), name
 
 
 def test_what_is_not_supported_raises(name):

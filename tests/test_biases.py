@@ -60,25 +60,25 @@ def test_a_sum_adds_its_parts():
     np.testing.assert_array_equal(table[0, 0], [[1, 0, -1], [0, 1, 0], [-1, 0, 1]])
 
 
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 def made(kind, T):
     if kind == "alibi":
-        return biases.Linear(jnp.array([0.1, 0.5, 0.02, 1.0]))
+        return biases.Linear(np.array([0.1, 0.5, 0.02, 1.0], np.float32))
     if kind == "decay + alibi":
-        query, key = (jax.random.normal(jax.random.PRNGKey(i), (B, T, N)) for i in (8, 9))
-        return biases.Sum((biases.Decay(query, key), made("alibi", T)))
-    table = jax.random.normal(jax.random.PRNGKey(7), (N, 8))
-    return biases.Relative(table, farthest=20)
+        return biases.Sum((biases.Decay(normal(8, B, T, N), normal(9, B, T, N)), made("alibi", T)))
+    return biases.Relative(normal(7, N, 8), farthest=20)
 
 
 @pytest.mark.parametrize("T", [13, 260])
 @pytest.mark.parametrize("kind", ["alibi", "relative", "decay + alibi"])
 def test_core_equals_reference_with_gradients_of_the_bias(kind, T):
     """In one batch and in two parts; two query heads a key head, causal, with padding."""
-    rngs = jax.random.split(jax.random.PRNGKey(0), 4)
-    query = jax.random.normal(rngs[0], (B, T, N, H))
-    key, value = (jax.random.normal(r, (B, T, 2, H)) for r in rngs[1:3])
-    weight = jax.random.normal(rngs[3], (B, T, N, H))
-    valid = jnp.arange(T)[None] < jnp.array([[T - 4], [T]])
+    query, weight = normal(0, B, T, N, H), normal(3, B, T, N, H)
+    key, value = normal(1, B, T, 2, H), normal(2, B, T, 2, H)
+    valid = np.arange(T)[None] < np.array([[T - 4], [T]])
     mask = masks.causal() & masks.padding(valid)
     # A softmax alone does not see what moves all scores of a query alike; beside a sink it does.
     config = dense.Config(num_heads=N, num_kv_heads=2, sink="one")
@@ -98,28 +98,40 @@ def test_core_equals_reference_with_gradients_of_the_bias(kind, T):
         np.testing.assert_allclose(a, b, atol=3e-4 * np.abs(b).max(), rtol=1e-4)
 
 
+@functools.cache
+def moved_tokens(positions, scan):
+    """Gradients of an encoder, and its outputs before and after its tokens move."""
+    ids = np.array([[1, 2, 3, 4, 5, 6, 7]])
+    both = np.concatenate([ids, np.roll(ids, 1, axis=1)])
+    sizes = {"width": 8, "ffn_width": 8, "scan": scan}
+    spec = model.spec(inputs="tokens", vocab_size=9, positions=positions, **sizes)
+    encoder = model.build(spec)
+
+    def first(params):
+        outs = encoder.apply(params, both)
+        return outs[0, 0], outs
+
+    @jax.jit
+    def run(rng):
+        params = encoder.init(rng, ids)
+        if positions == "none":
+            return None, *first(params)[1]
+        grads, outs = jax.grad(first, has_aux=True)(params)
+        return grads, *outs
+
+    return jax.tree.map(np.asarray, run(jax.random.PRNGKey(0)))
+
+
 @pytest.mark.parametrize("positions", ["alibi", "relative"])
 @pytest.mark.parametrize("scan", [False, True])
 def test_the_encoder_knows_the_order_of_its_tokens(positions, scan):
     """Moving one token to the other end changes nothing without positions, and does with them."""
-    ids = jnp.array([[1, 2, 3, 4, 5, 6, 7]])
-
-    moved = jnp.roll(ids, 1, axis=1)
-
-    def run(positions):
-        encoder = model.build(
-            model.spec(inputs="tokens", vocab_size=9, positions=positions, width=8, scan=scan)
-        )
-        params = encoder.init(jax.random.PRNGKey(0), ids)
-        return encoder, params, *(encoder.apply(params, x) for x in (ids, moved))
-
-    *_, before, after = run("none")
+    _, before, after = moved_tokens("none", scan)
     np.testing.assert_allclose(before, after, atol=1e-6)
-    encoder, params, before, after = run(positions)
+    grads, before, after = moved_tokens(positions, scan)
     assert np.abs(before - after).max() > 1e-5
     if positions == "relative":
-        assert params["params"]["relative"].shape == (4, 32)
-        grads = jax.grad(lambda p: encoder.apply(p, ids)[0, 0])(params)
+        assert grads["params"]["relative"].shape == (4, 32)
         assert np.abs(grads["params"]["relative"]).max() > 1e-6
 
 

@@ -64,7 +64,7 @@ def test_it_passes_the_conformance_suite(elsewhere):
     counts = dict(re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1]))
     counts = {word: int(number) for number, word in counts.items()}
     # Skipped: where it is dense, the useful pairs there, and decoding.
-    assert counts["skipped"] == 3 and counts["passed"] >= 22, counts
+    assert counts["skipped"] == 3 and counts["passed"] >= 24, counts
 
 
 def test_it_is_a_row_of_a_table(elsewhere):
