@@ -1,0 +1,25 @@
+"""The Beats encoder on intents: two embeddings, Q, K and V from a feed-forward layer, for a device.
+
+    python -m experiments.train --config=configs/beats.py --workdir=runs/beats
+    python -m experiments.ablate --config=configs/ablations/beats.py --workdir=runs/beats_table
+
+Of its write-up: every token is looked up in two tables and positions are added to both; encoding is
+bidirectional; queries, keys and values are the output layers of a feed-forward layer; and the sums are
+normalised after each part. `configs/ablations/beats.py` has a plain encoder beside it, at as many FLOPs and
+at as many bytes.
+"""
+
+import ml_collections
+
+from configs import intents
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The run's config.
+
+    Args:
+      arg: As of `configs/intents.py`.
+    """
+    config = intents.get_config(arg)
+    config.model.update(embeddings=2, qkv="ffn", norm_place="post")
+    return config
