@@ -118,7 +118,7 @@ def test_what_is_pruned_whole_is_gone_from_both_stacks():
     close(jax.jit(left.apply)({"params": small}, **GIVEN), want)
 
 
-def test_a_run_trains_it_and_prices_it(monkeypatch):
+def test_a_run_of_it_is_priced(monkeypatch):
     labels = DRAW.integers(-1, W, (B, P)).astype(np.int32)
     data = Split(labels=labels, **{name: np.asarray(x) for name, x in GIVEN.items()})
     task = Task(data, data, data, W, V, lambda rng, inputs: inputs)
