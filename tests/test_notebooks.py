@@ -92,16 +92,8 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("name", SEEN)
-def test_variant_is_opened_up(name, monkeypatch):
-    monkeypatch.setenv("TINYATTN_VARIANT", name)
-    done = execute("variant", NOTEBOOKS)
-    pictures = displayed(done, "image/png")
-    assert len(pictures) == 4
-    for picture in pictures:
-        pixels = imread(io.BytesIO(base64.b64decode(picture)), format="png")
-        assert min(pixels.shape[:2]) > 300 and pixels.std() > 0.05
-    text = printed(done)
+def opened_up(name, text):
+    """What the notebook prints of a variant."""
     assert text.startswith(f"{name}: Config(num_heads=4,") and "jax" in text and "commit" in text
     for mask, (allowed, seen) in SEEN[name].items():
         said = f"{mask}: of 576 pairs the mask allows {allowed}; {name} sees {seen} of them"
@@ -112,13 +104,38 @@ def test_variant_is_opened_up(name, monkeypatch):
     assert text.count("counted in the program, the same") == 2 and "NOT THE SAME" not in text
 
 
-def test_variant_runs_as_a_script_on_that_of_a_fork(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TINYATTN_VARIANT", "myfork.cosine")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    script = NOTEBOOKS / "variant.py"
-    exec(compile(script.read_text(), script, "exec"), {"__file__": str(script)})
-    assert "myfork.cosine sees 300 of them and leaves out 0." in capsys.readouterr().out
+def test_variant_is_opened_up(monkeypatch):
+    monkeypatch.setenv("TINYATTN_VARIANT", "window")
+    done = execute("variant", NOTEBOOKS)
+    pictures = displayed(done, "image/png")
+    assert len(pictures) == 4
+    for picture in pictures:
+        pixels = imread(io.BytesIO(base64.b64decode(picture)), format="png")
+        assert min(pixels.shape[:2]) > 300 and pixels.std() > 0.05
+    opened_up("window", printed(done))
+
+
+@pytest.fixture
+def as_script(tmp_path, monkeypatch, capsys):
+    """What the notebook prints of a variant when it runs as a script."""
+
+    def run(name):
+        monkeypatch.setenv("TINYATTN_VARIANT", name)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        script = NOTEBOOKS / "variant.py"
+        exec(compile(script.read_text(), script, "exec"), {"__file__": str(script)})
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_variant_runs_as_a_script(as_script):
+    opened_up("linear", as_script("linear"))
+
+
+def test_variant_runs_on_that_of_a_fork(as_script):
+    assert "myfork.cosine sees 300 of them and leaves out 0." in as_script("myfork.cosine")
 
 
 def test_a_map_is_the_softmax_of_its_scores():
