@@ -1,7 +1,7 @@
 """What a mechanism can do at all: small tasks that are generated, each with a known answer.
 
     python -m experiments.train --config=configs/probes.py:task=copying --workdir=runs/copying
-    python -m experiments.train --config=configs/probes.py:task=parity,attention=deltanet --workdir=runs/parity
+    python -m experiments.train --config=configs/probes.py:task=parity,attention=gla --workdir=runs/parity
 
 Tasks: `copying`, `selective_copying`, `induction`, `parity`, `mqar`, causal, and `sorting`, which is not.
 Short convolutions before each mixing let a token know the one before it, without which no single layer of

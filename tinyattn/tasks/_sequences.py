@@ -86,7 +86,10 @@ def answer(
             ]
             if split == "train":  # padding to more than it needs would be paid for
                 lengths = tuple(int(rows.key_valid.sum(1).max()) for rows in pair)
-                pair = [rows.trim(most) for rows, most in zip(pair, lengths, strict=True)]
+                pair = [
+                    rows._replace(ids=rows.ids[:, :most], key_valid=rows.key_valid[:, :most])
+                    for rows, most in zip(pair, lengths, strict=True)
+                ]
             for column, rows in zip((source, target), pair, strict=True):
                 what = f"{column}: cut off at {rows.ids.shape[1]} tokens"
                 said.say("length", split, what, frames[split].index[rows.cut])
