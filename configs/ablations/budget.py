@@ -1,4 +1,4 @@
-"""How much accuracy a kilobyte buys: families of weights from 2 kB of stored bytes to 64 kB, on digits.
+"""How much accuracy a kilobyte buys: families of weights from 2 kB of stored bytes to 65 kB, on digits.
 
     python -m experiments.ablate --config=configs/ablations/budget.py --workdir=runs/budget
 
@@ -13,7 +13,7 @@ from tinyattn.weights import spec as weights
 
 __all__ = ["get_config", "rows"]
 
-SIZES = (2000, 4000, 8000, 16_000, 64_000)
+SIZES = (2040, 4096, 8192, 16_384, 65_536)
 SIZE = {
     "model.width": fit(4, 256, multiple=4),
     "model.ffn_width": fit(1, 64, of="model.width"),
