@@ -65,7 +65,7 @@ def test_the_attention_table_shows_each_peer_and_direction():
 def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeypatch):
     monkeypatch.setattr(bench_length, "SECONDS", 0.0)
     monkeypatch.setattr(timing, "LEAST", 1)
-    names = ("dense", "window", "retention")
+    names = ("dense", "retention")
     monkeypatch.setattr(bench_length.attention, "names", lambda: names)
     results = [bench_length.measure(T) | {"device": "cpu: a machine"} for T in (64, 128, 1024)]
     assert all(tuple(r["variants"]) == names for r in results)
@@ -73,7 +73,7 @@ def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeyp
     assert bench_length.claimed("dense", 1024, 8192) == 2.0
     assert bench_length.claimed("retention", 1024, 8192) == 1.0
     lines = bench_length.table(results).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:5]] == [f"`{name}`" for name in names]
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == [f"`{name}`" for name in names]
     assert len(bench_length.figure(results).axes) == 2
 
 
@@ -82,6 +82,7 @@ def test_the_weights_suite_compares_with_the_plain_step(monkeypatch):
     monkeypatch.setattr(bench_weights, "WAYS", ways)
     monkeypatch.setattr(bench_weights, "SECONDS", 0.0)
     monkeypatch.setattr(bench_weights, "T", 4)
+    monkeypatch.setattr(bench_weights, "L", 1)
     monkeypatch.setattr(timing, "LEAST", 1)
     result = bench_weights.measure(8) | {"device": "cpu: a machine"}
     plain, own = result["ways"].values()

@@ -37,13 +37,13 @@ def test_two_knobs_meet_a_budget(cost, unit):
 
 def test_any_knob_serves_and_costs_are_those_of_the_run():
     spec = attention.spec("window", window=2, block=4)
-    changes = {"model.attention": spec, "model.ffn_width": fit(16, 400)}
+    changes = {"model.attention": spec, "model.ffn_width": fit(128, 400)}
     made, met = sweep.solve(base("executed_flops", 1_500_000), changes)
     assert met.value == sweep.price(made, "executed_flops")
     assert made.model.attention.window == 2
     rank = {"weights": (presets.lora(4),)}
     made, met = sweep.solve(
-        base("trainable_params", 20_000, 0.05), rank | {"model.ffn_width": fit(8, 999)}
+        base("trainable_params", 20_000, 0.05), rank | {"model.ffn_width": fit(700, 900)}
     )
     assert met.value == sweep.price(made, "trainable_params")
     shared = {"weights": (weights.spec("share"),), "model.ffn_width": fit(8, 999)}
