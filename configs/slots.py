@@ -52,7 +52,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.train = registry.defaults(train.Config) | dict(
         steps=20 if chosen.smoke else 1000,
-        batch_size=8 if chosen.smoke else 32,
+        batch_size=4 if chosen.smoke else 32,
         eval_every=10 if chosen.smoke else 250,
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.
