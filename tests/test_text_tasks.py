@@ -147,6 +147,11 @@ def test_preparation_is_the_same_again_and_knows_nothing_of_the_test_split(tmp_p
         sentiment(tmp_path / "a", ["a b"], broken="raise")
 
 
+def test_a_row_longer_than_the_model_is_refused():
+    with pytest.raises(ValueError, match=r"64 tokens; raise model.max_length=16"):
+        made("trec", **{"model.max_length": 16})
+
+
 def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no row of the test split of stanfordnlp/sst2 is left"):
         sentiment(tmp_path, ["", None])
