@@ -50,7 +50,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
-        steps=20 if chosen.smoke else 2000,
+        steps=20 if chosen.smoke else 1000,
         batch_size=4 if chosen.smoke else 32,
         eval_every=10 if chosen.smoke else 500,
     )
