@@ -2,7 +2,10 @@
 
     python -m experiments.train --config=configs/slots.py --workdir=runs/slots
 
-The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
+One run, seed 0, on two CPU cores that other work shared: span F1 86.0% on the test split in 240 s, where
+each word's most frequent tag has 49.5%.
+
+The dataset is not on the hub; give a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
 """
 
@@ -52,7 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.train = registry.defaults(train.Config) | dict(
         steps=20 if chosen.smoke else 1000,
-        batch_size=8 if chosen.smoke else 32,
+        batch_size=4 if chosen.smoke else 32,
         eval_every=10 if chosen.smoke else 250,
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.

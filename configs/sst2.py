@@ -1,4 +1,4 @@
-"""Sentiment of SST-2: words, two layers, a mean over tokens.
+"""Sentiment of SST-2: words, two layers, several texts in a row.
 
     python -m experiments.train --config=configs/sst2.py --workdir=runs/sst2
 
@@ -11,7 +11,7 @@ import ml_collections
 from tinyattn import attention, model, optim, registry, tasks, train
 from tinyattn.config import parse_arg
 
-VOCABULARY, LENGTH = 8000, 32
+VOCABULARY, LENGTH = 8000, 64
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -23,7 +23,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     chosen = parse_arg(arg, attention="dense", smoke=False)
     config = ml_collections.ConfigDict()
     config.seeds = (0,)
-    config.task = tasks.spec("sst2", vocab_size=VOCABULARY, length=LENGTH, token_dropout=0.1)
+    config.task = tasks.spec(
+        "sst2", vocab_size=VOCABULARY, length=LENGTH, pack=LENGTH, token_dropout=0.1
+    )
     # Where its dataset is, which changes nothing.
     config.data = registry.defaults(tasks.Source)
     config.model = model.spec(
@@ -35,6 +37,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         num_layers=2,
         ffn_width=128,
         dropout=0.3,
+        # An output for each token; that of a text stands at its first.
+        pool="none",
         attention=attention.spec(chosen.attention, num_heads=4),
     )
     config.weights = ()
@@ -46,8 +50,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
-        steps=20 if chosen.smoke else 3000,
-        batch_size=8 if chosen.smoke else 64,
+        steps=20 if chosen.smoke else 1000,
+        batch_size=4 if chosen.smoke else 32,
         eval_every=10 if chosen.smoke else 500,
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.

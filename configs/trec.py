@@ -1,6 +1,9 @@
-"""Question types of TREC, six classes: words, two layers, a mean over tokens.
+"""Question types of TREC, six classes: words, two layers, several texts in a row.
 
     python -m experiments.train --config=configs/trec.py --workdir=runs/trec
+
+One run, seed 0, with --config.task.length=32, which cuts three training questions off, on two CPU cores
+that other work shared: 87.8% of the test split in 125 s; logistic regression on its words has 83.6%.
 
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
@@ -11,7 +14,7 @@ import ml_collections
 from tinyattn import attention, model, optim, registry, tasks, train
 from tinyattn.config import parse_arg
 
-VOCABULARY, LENGTH = 4000, 32
+VOCABULARY, LENGTH = 4000, 64
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -23,7 +26,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     chosen = parse_arg(arg, attention="dense", smoke=False)
     config = ml_collections.ConfigDict()
     config.seeds = (0,)
-    config.task = tasks.spec("trec", vocab_size=VOCABULARY, length=LENGTH, token_dropout=0.1)
+    config.task = tasks.spec(
+        "trec", vocab_size=VOCABULARY, length=LENGTH, pack=LENGTH, token_dropout=0.1
+    )
     # Where its dataset is, which changes nothing.
     config.data = registry.defaults(tasks.Source)
     config.model = model.spec(
@@ -35,6 +40,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         num_layers=2,
         ffn_width=256,
         dropout=0.3,
+        # An output for each token; that of a text stands at its first.
+        pool="none",
         attention=attention.spec(chosen.attention, num_heads=4),
     )
     config.weights = ()
@@ -47,7 +54,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.train = registry.defaults(train.Config) | dict(
         steps=20 if chosen.smoke else 1000,
-        batch_size=8 if chosen.smoke else 64,
+        batch_size=4 if chosen.smoke else 16,
         eval_every=10 if chosen.smoke else 250,
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.

@@ -36,14 +36,14 @@ def labelled(folder, sizes, column, label, names, **more):
 
 def everything(home: Path) -> Path:
     """All datasets of texts, in their folders."""
-    labelled(home / "trec", {"train": 560, "test": 12}, "text", "coarse_label", list("ABCDEF"))
-    sentiment = {"train": 2060, "validation": 16, "test": 4}
+    labelled(home / "trec", {"train": 1000, "test": 12}, "text", "coarse_label", list("ABCDEF"))
+    sentiment = {"train": 2500, "validation": 16, "test": 4}
     labelled(home / "sst2", sentiment, "sentence", "label", ["negative", "positive"])
     intents = [f"i{i}" for i in range(151)]
     intents[42] = "oos"
     sizes = {"train": 302, "validation": 151, "test": 151}
     labelled(home / "clinc_oos/plus", sizes, "text", "intent", intents)
-    for split, rows in {"train": 150, "validation": 16, "test": 16}.items():
+    for split, rows in {"train": 450, "validation": 16, "test": 16}.items():
         columns = {"text": texts(split, rows, 7), "intent": [i % 7 for i in range(rows)]}
         columns["slots"] = [f"O {TAGS[1 + i % 39]} {TAGS[40 + i % 32]} O" for i in range(rows)]
         names = datasets.ClassLabel(names=[f"s{i}" for i in range(7)])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_data
 import jax
 import numpy as np
 import pytest
@@ -139,7 +140,9 @@ def test_every_row_is_checked_before_the_first_one_runs(changes, rows, message):
         sweep.expand(config.override(digits.get_config(), TINY | changes), rows)
 
 
-def test_every_config_file_makes_a_program():
+def test_every_config_file_makes_a_program(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYATTN_DATA", str(fake_data.everything(tmp_path)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = [path for path in (ROOT / "configs").rglob("*.py") if "get_config" in path.read_text()]
     assert len(files) >= 2
     for path in files:

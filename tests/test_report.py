@@ -111,6 +111,31 @@ def test_a_seed_listed_twice_is_refused():
         report.summarise(runs)
 
 
+def test_what_is_better_the_less_there_is_of_it():
+    runs = frame(dense=[0.0] * 5, window=[0.0] * 5)
+    runs["metrics.test_perplexity"] = [*np.linspace(20, 21, 5), *np.linspace(18, 19.5, 5)]
+    for field, value in (("name", "perplexity"), ("higher", False), ("percent", False)):
+        runs[f"metric.{field}"] = value
+    runs["costs.executed_flops"] = [2e6] * 5 + [1e6] * 5
+    summary = report.summarise(runs)
+    assert summary["score"].tolist() == [20.5, 18.75] and summary["difference"][1] == -1.75
+    text = report.markdown(summary)
+    assert "| test perplexity ↓ |" in " ".join(text.split())
+    assert "Less is better." in text and "points" not in text
+    assert "perplexity ↓" in report.terminal(summary)
+    assert report.front(summary, "executed_flops") == ["window"]
+    axis = report.figure(summary).axes[0]
+    assert axis.get_ylabel() == "test perplexity ↓"
+    low, high = axis.get_ylim()
+    assert -22 < low < -20.5 and -18.75 < high < -17  # less is higher up
+    assert axis.yaxis.get_major_formatter()(-19.5) == "19.5"
+    runs.loc[5:, "metric.name"] = "loss"
+    with pytest.raises(
+        ValueError, match="rows are compared by perplexity, loss: give each its own"
+    ):
+        report.summarise(runs)
+
+
 def test_simulated_rows_are_marked_and_explained():
     runs = frame(dense=DENSE, masked=WINDOW)
     assert "†" not in report.markdown(report.summarise(runs))

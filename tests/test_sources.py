@@ -81,6 +81,16 @@ def test_what_is_wrong_with_files_is_said_with_the_remedy(home):
             source.read(*READ)["train"].to_dict()
 
 
+def test_a_column_of_something_else_is_no_text(tmp_path):
+    features = {"text": datasets.Value("int32"), "coarse_label": NAMES}
+    for split in ("train", "test"):
+        write(tmp_path / "trec", split, {"text": [1, 2], "coarse_label": [0, 1]}, features)
+    with pytest.raises(
+        ValueError, match=r"CogComp/trec: column 'text' of the train split is .*int32"
+    ):
+        tasks.load(tasks.spec("trec"), {"dir": str(tmp_path)})
+
+
 def test_the_hub_is_asked_where_no_directory_has_it(home, monkeypatch):
     asked = []
     made = datasets.DatasetDict(train=datasets.Dataset.from_dict(ROWS, datasets.Features(FEATURES)))
@@ -129,11 +139,11 @@ def test_a_run_is_known_whatever_the_directory(tmp_path):
     digests = set()
     for place in ("here", "there"):
         rows = {
-            "text": [f"what {i}" for i in range(540)],
-            "coarse_label": [i % 6 for i in range(540)],
+            "text": [f"what {i}" for i in range(700)],
+            "coarse_label": [i % 6 for i in range(700)],
         }
         features = {"text": TEXT, "coarse_label": datasets.ClassLabel(names=list("ABCDEF"))}
-        for split, n in (("train", 540), ("test", 6)):
+        for split, n in (("train", 700), ("test", 6)):
             shown = {name: [f"{split} {x}" if name == "text" else x for x in column[:n]]
                      for name, column in rows.items()}  # fmt: skip
             write(tmp_path / place / "trec", split, shown, features)

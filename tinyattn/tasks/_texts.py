@@ -65,6 +65,13 @@ def clean(
     Raises:
       ValueError: A broken row where these are fatal, or a split of which nothing is left.
     """
+    for split, column in ((split, column) for split in data for column in columns.texts):
+        kind = data[split].features[column]
+        if getattr(kind, "dtype", "") not in ("string", "large_string"):
+            raise ValueError(
+                f"{name}: column {column!r} of the {split} split is {kind}, not text: make the files with"
+                f" the hub's schema"
+            )
     frames = data.frames()
     for step in config.steps:
         _steps.step(step)(frames, columns, told)
