@@ -2,6 +2,9 @@
 
     python -m experiments.train --config=configs/sst2.py --workdir=runs/sst2
 
+One run, seed 0, on two CPU cores that other work shared: 80.3% of the test split in 103 s, as many as
+logistic regression on the same words.
+
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
 """

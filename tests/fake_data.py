@@ -1,8 +1,12 @@
 """Small datasets with the schemas that they have on the hub, as Parquet files."""
 
+import io
 from pathlib import Path
 
 import datasets
+import numpy as np
+import soundfile
+from PIL import Image
 
 TEXT = datasets.Value("string")
 SPLITS = ("train", "validation", "test")
@@ -60,4 +64,26 @@ def everything(home: Path) -> Path:
             "text": ["", " = Title = \n"] + [f" a b <unk> w{i % 5} \n" for i in range(3 * rows)]
         }
         write(home / "wikitext/wikitext-2-v1", split, lines, {"text": TEXT})
+    pictures(home)
     return home
+
+
+def pictures(home: Path) -> None:
+    """Digits drawn and spoken: noise, as files within rows."""
+    rng = np.random.default_rng(0)
+    digit = datasets.ClassLabel(names=list("0123456789"))
+    file = {"bytes": datasets.Value("binary"), "path": TEXT}
+    for split, rows in {"train": 180, "test": 10}.items():
+        drawn, spoken = [], []
+        for _ in range(rows):
+            png, wav = io.BytesIO(), io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(png, "PNG")
+            soundfile.write(wav, rng.normal(0, 0.1, 4000), 8000, format="WAV")
+            drawn.append({"bytes": png.getvalue(), "path": None})
+            spoken.append({"bytes": wav.getvalue(), "path": None})
+        label = [i % 10 for i in range(rows)]
+        columns = {"image": drawn, "label": label}
+        write(home / "mnist", split, columns, {"image": file, "label": digit})
+        columns = {"audio": spoken, "label": label, "take": [5 + i % 45 for i in range(rows)]}
+        take = datasets.Value("int32")
+        write(home / "fsdd", split, columns, {"audio": file, "label": digit, "take": take})
