@@ -65,7 +65,22 @@ def everything(home: Path) -> Path:
         }
         write(home / "wikitext/wikitext-2-v1", split, lines, {"text": TEXT})
     pictures(home)
+    answers(home)
     return home
+
+
+def answers(home: Path) -> None:
+    """Texts with the texts that answer them."""
+    for split, rows in {"train": 60, "validation": 10, "test": 10}.items():
+        read = [f"Der {split} Hund {i % 7} und {i}" for i in range(rows)]
+        written = [f"The {split} dog {i % 7} and {i}" for i in range(rows)]
+        write(home / "multi30k", split, {"de": read, "en": written}, {"de": TEXT, "en": TEXT})
+        columns = {"email_body": [f"{x}. Bye" for x in read], "subject_line": written}
+        write(home / "aeslc", split, columns, {"email_body": TEXT, "subject_line": TEXT})
+        columns = {"source": [[x, "And more."] for x in read]}
+        columns["target"] = [[x, f"Another {x}"] for x in written]
+        lists = datasets.Sequence(TEXT)
+        write(home / "scitldr", split, columns, {"source": lists, "target": lists})
 
 
 def pictures(home: Path) -> None:

@@ -1,0 +1,147 @@
+"""Texts answered by texts: prefixes and labels, references, lead words, and what a trained run writes."""
+
+import numpy as np
+import pytest
+from fake_data import TEXT, answers, write
+
+from configs import answers as answers_config
+from experiments import predict
+from tinyattn import config, records, sweep, tasks
+from tinyattn.tasks import _metrics, _tokens
+
+SMALL = {"vocab_size": 320, "length": 24, "target_length": 24}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """The datasets, and nobody's cache."""
+    home = tmp_path_factory.mktemp("data")
+    answers(home)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TINYATTN_DATA", str(home))
+        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        yield home
+
+
+def loaded(name, **fields):
+    return tasks.load(tasks.spec(name, **SMALL | fields))
+
+
+@pytest.mark.parametrize("name", ["multi30k", "aeslc", "scitldr"])
+def test_a_prefix_is_its_labels_one_token_later(name):
+    task = loaded(name)
+    how, (start, end) = task.writing, (task.writing.start, task.writing.end)
+    for split in task[:3]:
+        assert split.prefix.shape == split.labels.shape and split.labels.shape[1] <= how.length
+        for prefix, labels in zip(split.prefix, split.labels, strict=True):
+            n = int((labels >= 0).sum())
+            assert prefix[0] == start and labels[n - 1] == end
+            np.testing.assert_array_equal(prefix[1:n], labels[: n - 1])
+            assert (labels[n:] < 0).all()
+    # What is read starts alike, and is padded to what training needs.
+    assert (task.test.inputs[:, 0] == start).all()
+    assert task.train.key_valid.any(0).all() and task.train.prefix.shape[1] == how.length
+    texts = [how.text(row[row >= 0]) for row in task.test.labels]
+    assert texts == [f"The test dog {i % 7} and {i}" for i in range(10)]
+
+
+def test_what_is_too_long_has_no_end_and_is_counted():
+    task = loaded("multi30k", target_length=6)
+    assert not (task.train.labels == task.writing.end).any()
+    assert (task.train.labels[:, :-1] >= 0).all() and (task.train.labels[:, -1] < 0).all()
+    cut = [line for line in task.told["prepared"] if line["what"] == "en: cut off at 6 tokens"]
+    assert [(line["split"], line["rows"]) for line in cut] == [
+        ("train", 60),
+        ("validation", 10),
+        ("test", 10),
+    ]
+
+
+def test_scores_are_of_texts():
+    task = loaded("scitldr")
+    gold = [[i for i in row[row >= 0] if i != task.writing.end] for row in task.test.labels]
+    assert task.writing.score(gold) == pytest.approx({"rouge1": 1, "rouge2": 1, "rougeL": 1})
+    # Two references each: the better one counts.
+    tokenizer = _tokens.Tokenizer.from_str(task.files[_tokens.FILE])
+    other = [tokenizer.encode(f"Another The test dog {i % 7} and {i}").ids for i in range(10)]
+    assert task.writing.score(other)["rougeL"] == pytest.approx(1)
+    worse = task.writing.score([[]] * 10)
+    assert worse == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+    assert loaded("multi30k").writing.score([[]] * 10)["bleu"] == 0
+
+
+def test_the_baseline_is_the_first_words_of_what_is_read():
+    """Six words of "Der test Hund 0 und 0. Bye": `test` and two numbers are of the reference's six."""
+    found = loaded("aeslc").baselines()
+    assert found["rouge1"] == pytest.approx(3 / 6)
+    assert found["rougeL"] == pytest.approx(3 / 6)
+    assert loaded("multi30k").baselines() == {}
+
+
+def test_metrics_by_hand():
+    # Unigrams 2 of 3 and 2 of 4: F = 2 * (2/3) * (2/4) / (2/3 + 2/4).
+    found = _metrics.rouge(["a cat sat"], [["the cat sat down"]])
+    assert found["rouge1"] == pytest.approx(4 / 7) and found["rouge2"] == pytest.approx(2 / 5)
+    assert _metrics.bleu(["a b c d e"], [["a b c d e"]])["bleu"] == pytest.approx(100)
+    # 4 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 quadruples; as long as its reference.
+    share = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    assert _metrics.bleu(["a b c d x"], [["a b c d e"]])["bleu"] == pytest.approx(100 * share)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "fr"}, r"task.source='fr'; .*'de'"),
+        ({"target_length": 1}, "task.target_length=1 must be at least 2"),
+        ({"beams": 0}, "task.beams=0 must be at least 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.spec("multi30k", **fields)
+
+
+def test_a_text_that_is_missing_is_dropped_and_said(tmp_path):
+    answers(tmp_path)
+    columns = {"de": ["Ein Hund", None, "  "], "en": ["A dog", "A cat", "A bird"]}
+    write(tmp_path / "multi30k", "train", columns, {"de": TEXT, "en": TEXT})
+    task = tasks.load(tasks.spec("multi30k", **SMALL), {"dir": str(tmp_path)})
+    assert len(task.train.labels) == 1
+    (line,) = [x for x in task.told["prepared"] if x["step"] == "missing"]
+    assert (line["rows"], line["first"]) == (2, [1, 2])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A table of one run that learns to write captions by heart."""
+    base = answers_config.get_config("smoke")
+    tiny = {"width": 16, "num_layers": 1, "decoder_layers": 1, "ffn_width": 16, "dropout": 0.0}
+    sizes = {"vocab_size": 320, "num_classes": 320}
+    changes = {f"model.{name}": value for name, value in (tiny | sizes).items()}
+    changes |= {f"task.{name}": value for name, value in SMALL.items()} | {"task.beams": 2}
+    base = config.override(base, changes | {"train.steps": 4, "train.eval_every": 0})
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, sweep.run_table(sweep.expand(base, [("captions", {})]), workdir)
+
+
+def test_a_run_is_judged_by_what_it_writes(run):
+    workdir, (record,) = run
+    assert record["status"] == "ok", record.get("error")
+    assert record["metric"]["name"] == "bleu" and not record["metric"]["percent"]
+    found = record["metrics"]
+    assert 0 <= found["test_bleu"] <= 100 and 0 <= found["test_chrf"] <= 100
+    assert found["test_perplexity"] == pytest.approx(np.exp(found["test_loss"]), rel=1e-5)
+    assert "validation_bleu" not in found
+    assert (records.run_dir(workdir, record["digest"]) / _tokens.FILE).exists()
+
+
+def test_a_run_is_asked(run):
+    workdir, (record,) = run
+    folder = records.run_dir(workdir, record["digest"])
+    found = list(predict.answers(folder, record, ["Der Hund 3", "Der test Hund"]))
+    assert [set(answer) for answer in found] == [{"answer"}] * 2
+    assert all(isinstance(answer["answer"], str) for answer in found)
+    with pytest.raises(ValueError, match="line 2 is empty"):
+        list(predict.answers(folder, record, ["Der Hund", " "]))
+    with pytest.raises(ValueError, match=r"line 1 has \d+ tokens, and the model reads 24"):
+        list(predict.answers(folder, record, ["Hund " * 40]))
