@@ -63,6 +63,9 @@ def side(way: tuple, D: int):
         state, sums = program.run(state, data, indices)
         jax.block_until_ready(sums)
 
+    # Compiled twice: a state comes back placed on all devices, as it was not at first.
+    run()
+    run()
     return run, known
 
 

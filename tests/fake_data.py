@@ -72,8 +72,12 @@ def everything(home: Path) -> Path:
 def answers(home: Path) -> None:
     """Texts with the texts that answer them."""
     for split, rows in {"train": 60, "validation": 10, "test": 10}.items():
-        read = [f"Der {split} Hund {i % 7} und {i}" for i in range(rows)]
-        written = [f"The {split} dog {i % 7} and {i}" for i in range(rows)]
+        read = [f"Der {split[:2]} Hund {i % 7} und {i}" for i in range(rows)]
+        written = [f"The {split[:2]} dog {i % 7} and {i}" for i in range(rows)]
+        if split == "train":  # longer than all others, in tokens too
+            read[0], written[0] = (
+                f"{x} xyz zyx yzx qwv vqw wvq jkp" for x in (read[0], written[0])
+            )
         write(home / "multi30k", split, {"de": read, "en": written}, {"de": TEXT, "en": TEXT})
         columns = {"email_body": [f"{x}. Bye" for x in read], "subject_line": written}
         write(home / "aeslc", split, columns, {"email_body": TEXT, "subject_line": TEXT})

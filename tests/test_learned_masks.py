@@ -32,6 +32,20 @@ def test_piggyback_masks_the_base_by_the_sign_of_scores():
     np.testing.assert_array_equal(built, np.where(scores > 0, P["kernel"], 0))
 
 
+@pytest.mark.parametrize("count", [0, 1, 20, 60])
+def test_the_best_are_those_of_a_stable_sort(count):
+    """Also of equal scores, of both zeros, of infinities, and in half precision."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((6, 10)).astype(np.float32)
+    infinite = np.where(normal > 1, np.inf, np.where(normal < -1, -np.inf, normal))
+    zeros = np.where(normal > 0, 0.0, -0.0).astype(np.float32)
+    best = jax.jit(_masks.top, static_argnums=1)
+    for scores in (normal, np.round(normal), infinite, zeros, normal.astype(jnp.bfloat16)):
+        wanted = np.zeros(60, bool)
+        wanted[np.argsort(-scores.astype(np.float32).ravel(), kind="stable")[:count]] = True
+        np.testing.assert_array_equal(np.asarray(best(scores, count)).ravel(), wanted)
+
+
 def test_a_supermask_keeps_its_best_scores_and_is_stored_as_bits():
     theta = scheme(presets.supermask(0.4, leaves="kernel$")).init(RNG, P)
     term = theta["kernel"].terms[0]

@@ -75,7 +75,8 @@ def test_load_one_step_and_evaluate(name):
     assert all(np.isfinite(list(numbers.values()))) and task.metric.name in numbers
     if not predicted.losses.any():
         assert {x for key, x in numbers.items() if key not in ("loss", "bits")} == {1.0}
-    assert list(task.files) == ["tokenizer.json"] and task.told["fingerprint"]
+    wanted = ["tokenizer.json"] + ["classes.json"] * (name not in ("chars", "words"))
+    assert list(task.files) == wanted and task.told["fingerprint"]
 
 
 @pytest.mark.parametrize("name", ["trec", "sst2", "intents", "snips", "slots", "pairs"])

@@ -24,7 +24,11 @@ SCHEMES = {
         weights.spec("quantize", leaves="weight$", kind="int4"),
     ),
     "one copy of two kernels": (
-        weights.spec("share", leaves=r"ConvBlock_\d+/Conv_0/kernel", keep="layers_0|Skip"),
+        weights.spec(
+            "share",
+            layers=r"layers_2/ConvBlock_(\d+)/",
+            leaves=r"layers_2/ConvBlock_\d+/Conv_0/kernel",
+        ),
     ),
 }
 

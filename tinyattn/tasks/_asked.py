@@ -35,7 +35,8 @@ def texts(config: Any, files: Mapping[str, str], *lines: Sequence[str]) -> _toke
     rows = _tokens.encode(tokenizer, *made, length=config.length)
     if len(rows.cut):
         number = int(rows.cut[0])
-        tokens = sum(_tokens.longest(tokenizer, [part[number]]) for part in made) + len(made)
+        pieces = [_tokens.ids(tokenizer, [part[number]]) for part in made]
+        tokens = sum(1 + len(ids) for (ids,) in pieces)
         raise ValueError(
             f"line {number + 1} has {tokens} tokens, and the model reads {config.length}: shorten it,"
             f" or train with more task.length"

@@ -120,8 +120,9 @@ def answer(
 
     return Task(
         **parts,
-        num_classes=tokenizer.get_vocab_size(),
-        vocab_size=tokenizer.get_vocab_size(),
+        # As many as are asked for, whether or not the texts have them: a model's sizes hang on no data.
+        num_classes=config.vocab_size,
+        vocab_size=config.vocab_size,
         augment=_texts.augmentation(config),
         metric=_metrics.LOSS,
         measure=lambda split, predicted: _metrics.perplexity(predicted.losses),
