@@ -71,6 +71,15 @@ def test_the_speed_of_attention_is_the_records():
     assert f"with its gradient is {jax_nn} as fast as `jax.nn` and {torch} as PyTorch" in said
 
 
+def test_the_speed_of_factors_is_the_records():
+    lines = (ROOT / "experiments/results/bench/weights.jsonl").read_text().splitlines()
+    ways = {record["D"]: record["ways"] for record in map(json.loads, lines)}[256]
+    names = ("frozen seed", "LoRA, R=8", "VeRA, R=16", "IA³")
+    found = [ways[name]["ratio"]["median"] for name in names]
+    claim = f"takes {min(found):.2f}x to {max(found):.2f}x of the plain one's time at width 256"
+    assert claim in " ".join(README.split())
+
+
 def test_commands_and_links_exist():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     text = "\n".join(blocks("bash"))
