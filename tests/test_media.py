@@ -14,8 +14,9 @@ from configs import digits as digits_config
 from configs import fsdd as fsdd_config
 from configs import slots as slots_config
 from configs import trec as trec_config
+from configs.ablations import first, images, speech, text
 from experiments import predict
-from tinyattn import config, records, tasks, train, weights
+from tinyattn import config, records, sweep, tasks, train, weights
 from tinyattn.tasks import _speech, fsdd, mnist
 
 RATE = 8000
@@ -140,8 +141,8 @@ def kept(file, folder, **changes):
     record = {"digest": "0" * 16, "row": "it", "seed": 0, "config": config.plain(section)}
     folder.mkdir(exist_ok=True)
     weights.save(folder / records.WEIGHTS, program.init(0).theta, digest=record["digest"])
-    for name, text in program.task.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, content in program.task.files.items():
+        (folder / name).write_text(content, encoding="utf-8")
     return folder, record | {"status": "ok"}
 
 
@@ -184,6 +185,14 @@ def test_texts_are_asked_about(tmp_path):
     assert all(tag == "O" or tag[:2] in ("B-", "I-") for tag in answer["answer"])
     with pytest.raises(ValueError, match="is generated: there is nothing to ask"):
         tasks.asked(tasks.spec("parity"), {}, ["1"])
+
+
+@pytest.mark.parametrize("table", [text, speech, images])
+def test_a_table_of_each_family_has_the_first_ones_rows(table):
+    base = config.override(table.get_config("smoke"), {"model.num_layers": 2})
+    made = sweep.expand(base, table.rows())
+    assert [row.name for row in made] == [name for name, _ in first.rows()]
+    assert len(made[0].runs) == 5
 
 
 def test_all_pictures_are_of_one_grey(tmp_path):
