@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from tinyattn import config, records, sweep
+from tinyattn import config, records, registry, sweep
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:argument].")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for records, tables and checkpoints.")
@@ -80,7 +80,8 @@ def load(path: str):
     file = Path(path.partition(":")[0])
     if not file.is_file():
         found = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise ValueError(f"there is no config file {file}; here are: {', '.join(found) or 'none'}")
+        near = registry.nearest(str(file), found) if found else "nor any other in its folder"
+        raise ValueError(f"there is no config file {file}; {near}")
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
