@@ -169,7 +169,7 @@ def test_killed_and_interrupted_it_ends_with_the_same_bits(whole, start, table, 
         (f"{DIGITS}:attention=windw", "no 'windw'; did you mean 'window'"),
         (
             "--config=configs/digit.py",
-            "no config file configs/digit.py; did you mean 'configs/digits.py'",
+            "no config file configs/digit.py; did you mean 'configs/digits",
         ),
         ("--config=tinyattn/masks.py", "masks.py has no get_config"),
         (f"{DIGITS} --config.optim.optimizer=adma", "'adma'; did you mean 'adam'"),
