@@ -2,6 +2,9 @@
 
     python -m experiments.train --config=configs/fsdd.py --workdir=runs/fsdd
 
+Three seeds, on two CPU cores that other work shared: 99.6 ± 0.5% of the test split (n=3, 95% t interval),
+in 27 to 44 s each.
+
 The hub has no such dataset: give a directory that has `fsdd/train.parquet` and `fsdd/test.parquet` by
 TINYATTN_DATA=DIRECTORY, or by `--config.data.dir=DIRECTORY`.
 """
