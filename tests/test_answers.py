@@ -5,8 +5,9 @@ import pytest
 from fake_data import TEXT, answers, write
 
 from configs import answers as answers_config
+from configs import digits
 from experiments import predict
-from tinyattn import config, records, sweep, tasks
+from tinyattn import config, records, sweep, tasks, weights
 from tinyattn.tasks import _metrics, _tokens
 
 SMALL = {"vocab_size": 400, "length": 40, "target_length": 32}
@@ -94,6 +95,7 @@ def test_metrics_by_hand():
         ({"source": "fr"}, "task.source='fr'; Valid names: de, en"),
         ({"target_length": 1}, "task.target_length=1 must be at least 2"),
         ({"beams": 0}, "task.beams=0 must be at least 1"),
+        ({"pack": 64}, "task.pack=64: answers are of one text a row"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, message):
@@ -109,6 +111,14 @@ def test_a_text_that_is_missing_is_dropped_and_said(tmp_path):
     assert len(task.train.labels) == 1
     (line,) = [x for x in task.told["prepared"] if x["step"] == "missing"]
     assert (line["rows"], line["first"]) == (2, [1, 2])
+
+
+def test_no_text_of_the_test_split_is_trained_on_whatever_its_answer(tmp_path):
+    answers(tmp_path)
+    columns = {"de": ["Ein Hund", "Der te Hund 3 und 3"], "en": ["A dog", "Not what the test has"]}
+    write(tmp_path / "multi30k", "train", columns, {"de": TEXT, "en": TEXT})
+    task = tasks.load(tasks.spec("multi30k", **SMALL), {"dir": str(tmp_path)})
+    assert len(task.train.labels) == 1 and len(task.test.labels) == 10
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +157,22 @@ def test_a_run_is_asked(run):
         list(predict.answers(folder, record, ["Der Hund", " "]))
     with pytest.raises(ValueError, match=r"line 1 has \d+ tokens, and the model reads 40"):
         list(predict.answers(folder, record, ["Hund " * 40]))
+
+
+def test_a_run_that_cannot_be_kept_fails_alone_and_is_tried_again(tmp_path, monkeypatch):
+    tiny = {"model.width": 8, "model.num_layers": 1, "model.ffn_width": 8, "train.steps": 6}
+    base = config.override(digits.get_config("smoke"), tiny | {"train.eval_every": 0})
+    table = sweep.expand(base, [("first", {}), ("second", {"model.ffn_width": 4})])
+    save = weights.save
+
+    def full(path, theta, **told):
+        if told["digest"] == table[0].runs[0].digest:
+            raise OSError("no space left on device")
+        save(path, theta, **told)
+
+    monkeypatch.setattr(weights, "save", full)
+    first, second = sweep.run_table(table, tmp_path)
+    assert (first["status"], second["status"]) == ("failed", "ok")
+    assert first["error"].startswith("OSError: no space left on device")
+    monkeypatch.undo()
+    assert [record["status"] for record in sweep.run_table(table, tmp_path)] == ["ok", "ok"]

@@ -59,22 +59,37 @@ def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -
                 row_costs = row_costs or baseline.costs(row)
                 outcomes = _train(row.program, group, workdir, watcher.progress)
             except Exception as error:  # one row must not take the others with it
-                first = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-                said = f"{first}\n{traceback.format_exc()}"
+                said = _said(error)
                 outcomes = [train.Outcome(run.seed, None, 0, [], said) for run in group]
             seconds = (time.perf_counter() - began) / len(group)
             # All of a group before the first is written: it would be another program without it.
             made = [
-                _record(row, run, outcome, row_costs or {}, seconds)
+                _finish(row, run, outcome, row_costs or {}, seconds, workdir)
                 for run, outcome in zip(group, outcomes, strict=True)
             ]
-            for run, outcome, (record, arrays) in zip(group, outcomes, made, strict=True):
-                _keep(row, run, outcome, workdir)
+            for run, (record, arrays) in zip(group, made, strict=True):
                 records.write(records.run_dir(workdir, run.digest), record, arrays)
                 finished[run.digest] = record
-            train.discard(_folder(workdir, group))
+            trained = zip(group, outcomes, strict=True)
+            if all(outcome.error or _ok(finished[run.digest]) for run, outcome in trained):
+                train.discard(_folder(workdir, group))
             known = gather()
     return known
+
+
+def _said(error: Exception) -> str:
+    """An error in a line, and then where it came from."""
+    first = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    return f"{first}\n{traceback.format_exc()}"
+
+
+def _finish(row: Row, run: Run, outcome: train.Outcome, row_costs, seconds: float, workdir: Path):
+    """Keeps the weights, and returns record and arrays: of a failure, if what follows training fails."""
+    try:
+        _keep(row, run, outcome, workdir)
+        return _record(row, run, outcome, row_costs, seconds)
+    except Exception as error:  # a full disk, an answer that cannot be scored: the other rows go on
+        return _record(row, run, outcome._replace(error=_said(error)), row_costs, seconds)
 
 
 def _ok(record: dict | None) -> bool:

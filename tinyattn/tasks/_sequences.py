@@ -34,6 +34,8 @@ class Sequences(_texts.Texts):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.pack:
+            raise ValueError(f"task.pack={self.pack}: answers are of one text a row; set it to 0")
         if self.target_length < 2:
             raise ValueError(f"task.target_length={self.target_length} must be at least 2")
         if self.beams < 1 or self.length_penalty < 0:
@@ -74,7 +76,9 @@ def answer(
         said = _steps.Told(config.broken)
         texts = {split: _texts_of(x, source, target) for split, x in data.frames().items()}
         texts = Dataset({split: datasets.Dataset.from_pandas(x) for split, x in texts.items()})
-        frames = _texts.clean(config, dataset, texts, _steps.Columns((source, target)), said)
+        frames = _texts.clean(
+            config, dataset, texts, _steps.Columns((source, target), read=(source,)), said
+        )
         train = frames["train"]
         tokenizer = _tokens.train(config, [*train[source], *train[target]])
         end = tokenizer.token_to_id(_tokens.SEPARATOR)

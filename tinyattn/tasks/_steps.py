@@ -31,12 +31,14 @@ class Columns(NamedTuple):
       label: That of labels; "" where there is none.
       classes: Labels are 0..classes - 1; 0 is any.
       empty: Whether an empty text is a row like another, as a blank line of a language model's text.
+      read: Texts that a model reads, which no two splits may share; () is all of them.
     """
 
     texts: tuple[str, ...]
     label: str = ""
     classes: int = 0
     empty: bool = False
+    read: tuple[str, ...] = ()
 
 
 class Told:
@@ -132,7 +134,7 @@ def dedupe(frames: Frames, columns: Columns, told: Told) -> None:
     seen: set[Any] = set()
     for split in reversed([name for name in SPLITS if name in frames]):
         frame = frames[split]
-        keys = _keys(frame, columns)
+        keys = _keys(frame, columns._replace(texts=columns.read or columns.texts))
         bad = np.asarray(keys.isin(seen))
         told.say("dedupe", split, "dropped: a later split has the text too", frame.index[bad])
         frames[split] = frame[~bad]
