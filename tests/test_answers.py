@@ -60,15 +60,13 @@ def test_what_is_too_long_has_no_end_and_is_counted():
 
 def test_scores_are_of_texts():
     task = loaded("scitldr")
-    gold = [[i for i in row[row >= 0] if i != task.writing.end] for row in task.test.labels]
-    assert task.writing.score(gold) == pytest.approx({"rouge1": 1, "rouge2": 1, "rougeL": 1})
+    texts = [task.writing.text(row[row >= 0]) for row in task.test.labels]
+    perfect = pytest.approx({"rouge1": 1, "rouge2": 1, "rougeL": 1})
+    assert task.judge(texts) == perfect
     # Two references each: the better one counts.
-    tokenizer = _tokens.Tokenizer.from_str(task.files[_tokens.FILE])
-    other = [tokenizer.encode(f"Another The te dog {i % 7} and {i}").ids for i in range(10)]
-    assert task.writing.score(other)["rougeL"] == pytest.approx(1)
-    worse = task.writing.score([[]] * 10)
-    assert worse == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
-    assert loaded("multi30k").writing.score([[]] * 10)["bleu"] == 0
+    assert task.judge([f"Another {text}" for text in texts]) == perfect
+    assert task.judge([""] * 10) == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+    assert loaded("multi30k").judge([""] * 10)["bleu"] == 0
 
 
 def test_the_baseline_is_the_first_words_of_what_is_read():

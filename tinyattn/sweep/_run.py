@@ -145,17 +145,13 @@ def _keep(row: Row, run: Run, outcome: train.Outcome, workdir: Path) -> None:
     weights.save(path, outcome.theta, **told)
 
 
-def _headline(task: tasks.Task) -> tasks.Metric:
-    return task.metric if task.writing is None else task.writing.metric
-
-
 def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds: float):
     record = {
         "row": run.row,
         "seed": run.seed,
         "status": "failed" if outcome.error else "ok",
         "digest": run.digest,
-        "metric": _headline(row.program.task)._asdict(),
+        "metric": (row.program.task.headline or row.program.task.metric)._asdict(),
         "metrics": {},
         "data": row.program.task.told,
         "costs": row_costs,
@@ -178,7 +174,7 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
             correct, label = predicted.labels == split.labels, split.labels[labelled]
             arrays = {"correct": correct[labelled], "loss": predicted.losses, "label": label}
     if program.task.writing is not None:
-        found = program.task.writing.score(written(program, outcome.theta))
+        found = program.task.judge(written(program, outcome.theta))
         record["metrics"] |= {f"test_{key}": value for key, value in found.items()}
     baselines = program.task.baselines()
     record["metrics"] |= {f"baseline_{key}": value for key, value in baselines.items()}

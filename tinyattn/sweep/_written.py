@@ -10,10 +10,10 @@ from tinyattn import generate, model, train, weights
 from tinyattn.tasks import Split, Writing
 
 
-def written(program: train.Program, theta: Any) -> list[np.ndarray]:
+def written(program: train.Program, theta: Any) -> list[str]:
     """The answers to a task's test split, by the search that the task asks for."""
-    params = jax.jit(weights.fold)(jax.tree.map(jnp.asarray, theta))
-    return answers(program.model, params, program.task.test, program.task.writing)
+    params, how = jax.jit(weights.fold)(jax.tree.map(jnp.asarray, theta)), program.task.writing
+    return [how.text(ids) for ids in answers(program.model, params, program.task.test, how)]
 
 
 def answers(

@@ -70,15 +70,13 @@ class Split(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """How a task's answers are written, and what they are worth.
+    """How a task's answers are written.
 
     Attributes:
       start: The token id that a decoder reads first.
       end: The one after which nothing is written.
       length: Tokens of an answer at most, that of its end included.
-      score: Answers to the test split, a list of ids each, without start and end -> numbers by name.
       text: Ids -> the text that they spell.
-      metric: What a table shows.
       beams: Texts that the search for answers keeps open; 1 is greedy.
       alpha: Of its length penalty.
     """
@@ -86,9 +84,7 @@ class Writing(NamedTuple):
     start: int
     end: int
     length: int
-    score: Callable[[Sequence[Sequence[int]]], dict[str, float]]
     text: Callable[[Sequence[int]], str]
-    metric: Metric
     beams: int = 1
     alpha: float = 0.0
 
@@ -107,6 +103,8 @@ class Task(NamedTuple):
       files: What answering for new inputs needs, such as the tokeniser; kept beside the record by name.
       told: What the record says of the data: which they are, and what preparing them dropped.
       writing: Of a task whose test answers are texts that a decoder writes; None of others.
+      judge: Of these answers, the texts of the test split in order -> numbers by name.
+      headline: Which of those a table shows; None is `metric`.
     """
 
     train: Split
@@ -121,6 +119,8 @@ class Task(NamedTuple):
     files: Mapping[str, str] = {}
     told: Mapping[str, Any] = {}
     writing: Writing | None = None
+    judge: Callable[[Sequence[str]], dict[str, float]] | None = None
+    headline: Metric | None = None
 
 
 class Asked(NamedTuple):

@@ -103,9 +103,7 @@ def asked(config: Language, files: Mapping[str, str], lines: Sequence[str]) -> A
         start=end,
         end=end,
         length=config.length // 2,
-        score=lambda answers: {},
         text=lambda ids: tokenizer.decode([int(i) for i in ids]),
-        metric=_metrics.LOSS,
     )
     return Asked(_asked.unlabelled(inputs, valid), writing=writing)
 

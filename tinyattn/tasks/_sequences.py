@@ -115,7 +115,6 @@ def answer(
     found = prepared(fingerprint, config, make)
     kept = json.loads(found.files[REFERENCES])
     tokenizer = _tokens.Tokenizer.from_str(found.files[_tokens.FILE])
-    text = _spelled(tokenizer)
     parts = _texts.splits(found)
 
     def baselines() -> dict[str, float]:
@@ -133,20 +132,18 @@ def answer(
         baselines=baselines,
         files={_tokens.FILE: found.files[_tokens.FILE]},
         told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
-        writing=_writing(config, tokenizer, parts["train"].prefix.shape[1], metric)._replace(
-            score=lambda answers: score([text(ids) for ids in answers], kept["references"])
-        ),
+        writing=_writing(config, tokenizer, parts["train"].prefix.shape[1]),
+        judge=lambda answers: score(answers, kept["references"]),
+        headline=metric,
     )
 
 
-def _writing(config: Sequences, tokenizer: _tokens.Tokenizer, length: int, metric) -> Writing:
+def _writing(config: Sequences, tokenizer: _tokens.Tokenizer, length: int) -> Writing:
     return Writing(
         start=tokenizer.token_to_id(_tokens.START),
         end=tokenizer.token_to_id(_tokens.SEPARATOR),
         length=length,
-        score=lambda answers: {},
         text=_spelled(tokenizer),
-        metric=metric,
         beams=config.beams,
         alpha=config.length_penalty,
     )
@@ -156,7 +153,7 @@ def asked(config: Sequences, files: Mapping[str, str], lines: Sequence[str]) -> 
     """Texts to answer by texts."""
     rows = _asked.texts(config, files, lines)
     tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
-    writing = _writing(config, tokenizer, config.target_length, _metrics.LOSS)
+    writing = _writing(config, tokenizer, config.target_length)
     return Asked(_asked.unlabelled(rows.ids, rows.key_valid), writing=writing)
 
 
