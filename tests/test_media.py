@@ -10,6 +10,7 @@ import soundfile
 from fake_data import everything, pictures
 from PIL import Image
 
+from configs import chars as chars_config
 from configs import digits as digits_config
 from configs import fsdd as fsdd_config
 from configs import slots as slots_config
@@ -183,6 +184,11 @@ def test_texts_are_asked_about(tmp_path):
     (answer,) = predict.answers(*run, ["Say w1 train5 please"])
     assert len(answer["words"]) == len(answer["answer"]) == 4
     assert all(tag == "O" or tag[:2] in ("B-", "I-") for tag in answer["answer"])
+    run = kept(chars_config, tmp_path / "chars")
+    longer, shorter = predict.answers(*run, ["Now is the winter", "Now"])
+    assert set(longer) == set(shorter) == {"answer"}
+    (alone,) = predict.answers(*run, ["Now"])
+    assert alone == shorter  # whatever else is asked
     with pytest.raises(ValueError, match="is generated: there is nothing to ask"):
         tasks.asked(tasks.spec("parity"), {}, ["1"])
 
