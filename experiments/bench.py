@@ -36,9 +36,12 @@ def main(argv: list[str]) -> None:
     cli.cache_compilations()
     suite = importlib.import_module(SUITES[name])
     common = {**records.environment(), "product_rate": product_rate()}
-    results = [suite.measure(shape) | common for shape in tqdm(suite.SHAPES, desc=name)]
     workdir.mkdir(parents=True, exist_ok=True)
-    records.write_lines(workdir / f"{name}.jsonl", results)
+    results = []
+    for shape in tqdm(suite.SHAPES, desc=name):
+        results.append(suite.measure(shape) | common)
+        # After each: a suite that is stopped keeps what it measured.
+        records.write_lines(workdir / f"{name}.jsonl", results)
     (workdir / f"{name}.md").write_text(suite.table(results), encoding="utf-8")
     if hasattr(suite, "figure"):
         suite.figure(results).savefig(workdir / f"{name}.png")
