@@ -18,7 +18,7 @@ from tinyattn import records, stats
 from tinyattn.cost import COLUMNS
 from tinyattn.tasks import ACCURACY, Metric
 
-__all__ = ["figure", "front", "markdown", "publish", "summarise", "terminal"]
+__all__ = ["figure", "figure_costs", "front", "markdown", "publish", "summarise", "terminal"]
 
 NAN = float("nan")
 
@@ -85,11 +85,11 @@ def publish(workdir: str | Path) -> pd.DataFrame:
     (workdir / "table.md").write_text(markdown(summary), encoding="utf-8")
     # Whole numbers without ".0", and every digit that a count of operations can have.
     summary.to_csv(workdir / "table.csv", index=False, float_format="%.15g")
-    figure(summary, workdir / "pareto.png", _figure_costs(frame))
+    figure(summary, workdir / "pareto.png", figure_costs(frame))
     return summary
 
 
-def _figure_costs(frame: pd.DataFrame) -> Sequence[str]:
+def figure_costs(frame: pd.DataFrame) -> Sequence[str]:
     """Returns the two costs that the table's base names for the figure, or the usual two."""
     return (frame["figure"].iloc[0] if "figure" in frame else ()) or COSTS
 

@@ -85,6 +85,22 @@ def test_first_table_runs_as_a_script_without_arrays(tmp_path, monkeypatch, caps
     assert "so nothing to compare" in capsys.readouterr().out
 
 
+def test_tables_redraws_every_table(tmp_path, monkeypatch, capsys):
+    make(tmp_path / "one", {"dense": 0.967, "window": 0.955})
+    make(tmp_path / "two", {"dense": 0.967, "linear": 0.5, "shared": 0.99})
+    monkeypatch.setenv("TINYATTN_TABLES", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    script = NOTEBOOKS / "tables.py"
+    exec(compile(script.read_text(), script, "exec"), {"__file__": str(script)})
+    text = capsys.readouterr().out
+    assert "one: 10 runs, 2 rows, 5 seeds" in text and "two: 15 runs, 3 rows, 5 seeds" in text
+    assert "better: shared\n    worse: linear" in text
+    assert [type(each).__name__ for each in shown] == ["Markdown", "Image"] * 2
+    assert shown[2].data.startswith("### two") and shown[3].data.startswith(b"\x89PNG")
+
+
 # Allowed and seen of 24 x 24 pairs: a window of 3 is a band of five diagonals, or of three when causal.
 SEEN = {
     "window": {"no mask": (576, 24 * 5 - 6), "causal": (300, 24 * 3 - 3), "window": (156, 114)},
