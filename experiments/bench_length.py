@@ -1,6 +1,7 @@
 """The length suite: sparse and linear mechanisms in turn with our own dense core, time and peak memory."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments.pareto import COLOURS, DPI, MARKERS
-from experiments.timing import Sample, rounds
+from experiments.timing import Sample, Side, rounds, side
 from tinyattn import attention, cost, masks
 from tinyattn.masks import Mask
 
@@ -20,23 +21,37 @@ HEADS, WIDTH = 4, 32
 # Fields other than the defaults, where the mechanism is measured at a size that is asked for.
 FIELDS = {"window": {"window": 256}, "linformer": {"length": max(LENGTHS)}}
 FAMILIES = ("sparse", "lowrank", "recurrent")  # beside `dense`, which all are compared with
+DIRECTIONS = ("forward", "both")
+NONE = "—"
 
-SHAPES = LENGTHS
+
+def shapes() -> tuple[int, ...]:
+    """Lengths (T)."""
+    return LENGTHS
 
 
 def measure(T: int) -> dict:
-    """Seconds and peak bytes of each mechanism at T tokens, one example in float32, causal if it can be."""
+    """Seconds and peak bytes of each mechanism at T tokens, one example in float32, causal if it can be.
+
+    One that fails, as for want of memory, loses its cell.
+    """
     result = {"suite": "length", "T": T, "N": HEADS, "H": WIDTH, "variants": {}}
-    sides = {name: programs(name, T) for name in names()}
-    for direction in ("forward", "both"):
-        seconds = rounds([side[direction][0] for side in sides.values()], SECONDS)
-        dense = seconds[list(sides).index("dense")]
-        for (name, side), own in zip(sides.items(), seconds, strict=True):
-            result["variants"].setdefault(name, {})[direction] = {
-                "seconds": float(np.median(own)),
-                "dense_over_it": Sample.of(dense / own)._asdict(),
-                "peak_bytes": side[direction][1],
-            }
+    cells = result["variants"]
+    for direction in DIRECTIONS:
+        sides = {}
+        for name in names():
+            cell = cells.setdefault(name, {}).setdefault(direction, {})
+            try:
+                sides[name], cell["peak_bytes"] = program(name, T, direction == "both")
+            except Exception as error:
+                cell["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                print(f"{name} at T={T}, {direction}: {cell['failed']}", file=sys.stderr)
+        seconds = rounds([s.run for s in sides.values()], SECONDS)
+        seconds /= np.array([[s.calls] for s in sides.values()])
+        for name, own in zip(sides, seconds, strict=True):
+            cells[name][direction]["seconds"] = float(np.median(own))
+            dense = seconds[list(sides).index("dense")] if "dense" in sides else np.nan
+            cells[name][direction]["dense_over_it"] = Sample.of(dense / own)._asdict()
     return result
 
 
@@ -46,8 +61,8 @@ def names() -> list[str]:
     return [name for name in family if name == "dense" or family[name] in FAMILIES]
 
 
-def programs(name: str, T: int) -> dict:
-    """For forward and with gradients: what runs it once, and its peak bytes."""
+def program(name: str, T: int, both: bool) -> tuple[Side, int | None]:
+    """Forward alone or with gradients: what runs it, and its peak bytes."""
     module, config = attention.build(attention.spec(name, num_heads=HEADS, **FIELDS.get(name, {})))
     mask = masks.causal() if "causal" in module.SUPPORTS else Mask()
     rng = np.random.default_rng(0)
@@ -57,28 +72,28 @@ def programs(name: str, T: int) -> dict:
     def forward(inputs):
         return module.attend(config, **inputs, mask=mask)
 
-    def both(inputs):
+    def backward(inputs):
         out, pull = jax.vjp(forward, inputs)
         return out, pull(out)
 
-    made = {}
-    for direction, function in (("forward", forward), ("both", both)):
-        program = jax.jit(function).lower(inputs).compile()
-        run = functools.partial(_run, program, inputs)
-        run()
-        made[direction] = run, cost.peak_bytes(program)
-    return made
-
-
-def _run(program, inputs):
-    jax.block_until_ready(program(inputs))
+    compiled = jax.jit(backward if both else forward).lower(inputs).compile()
+    return side(functools.partial(compiled, inputs)), cost.peak_bytes(compiled)
 
 
 def slope(results: list[dict], name: str, direction: str, key: str) -> float:
     """The exponent of the growth from the second length to the last; the first is too short to tell."""
-    first, last = results[1], results[-1]
-    ratio = last["variants"][name][direction][key] / first["variants"][name][direction][key]
-    return float(np.log(ratio) / np.log(last["T"] / first["T"]))
+    first, last = _ends(results)
+    values = [r["variants"][name][direction].get(key, np.nan) for r in (first, last)]
+    return _exponent(*values, first["T"], last["T"])
+
+
+def _ends(results: list[dict]) -> tuple[dict, dict]:
+    return results[min(1, len(results) - 1)], results[-1]
+
+
+def _exponent(before, after, first: int, last: int) -> float:
+    """NaN of one length, or where something was not measured."""
+    return float(np.log(after / before) / np.log(last / first)) if last > first else np.nan
 
 
 def claimed(name: str, first: int, last: int) -> float:
@@ -90,28 +105,32 @@ def claimed(name: str, first: int, last: int) -> float:
         work = module.flops(config, mask, D=HEADS * WIDTH, T=T, S=T).values()
         return sum(part.executed for part in work if not part.projection)
 
-    return float(np.log(products(last) / products(first)) / np.log(last / first))
+    return _exponent(products(first), products(last), first, last)
 
 
 def table(results: list[dict]) -> str:
     """The results as Markdown."""
-    first, last = results[1]["T"], results[-1]["T"]
+    first, last = (r["T"] for r in _ends(results))
     heads = ["mechanism", "FLOPs", "forward", "with gradient", "bytes"]
     heads += [f"T={r['T']:,}, ms" for r in results]
     heads += [f"dense / it, T={r['T']:,}" for r in results[1:]]
-    rows = []
+    rows, reasons = [], []
     for name in results[0]["variants"]:
         own = [r["variants"][name] for r in results]
-        rows.append(
-            [f"`{name}`", f"{claimed(name, first, last):.2f}"]
-            + [f"{slope(results, name, d, 'seconds'):.2f}" for d in ("forward", "both")]
-            + [f"{slope(results, name, 'both', 'peak_bytes'):.2f}"]
-            + [" / ".join(f"{1e3 * o[d]['seconds']:.1f}" for d in ("forward", "both")) for o in own]
-            + [
-                " / ".join(f"{o[d]['dense_over_it']['median']:.2f}x" for d in ("forward", "both"))
-                for o in own[1:]
-            ]
-        )
+        growth = [
+            claimed(name, first, last),
+            *(slope(results, name, direction, "seconds") for direction in DIRECTIONS),
+            slope(results, name, "both", "peak_bytes"),
+        ]
+        rows.append([f"`{name}`", *(_text(x) for x in growth)])
+        rows[-1] += [_pair(o, lambda c: 1e3 * c["seconds"], "{:.1f}") for o in own]
+        rows[-1] += [_pair(o, lambda c: c["dense_over_it"]["median"], "{:.2f}x") for o in own[1:]]
+        reasons += [
+            f"- `{name}` at T={r['T']:,}, {direction}: {r['variants'][name][direction]['failed']}"
+            for r in results
+            for direction in DIRECTIONS
+            if "failed" in r["variants"][name][direction]
+        ]
     notes = (
         f"One example, {HEADS} heads of {WIDTH}, float32, causal where that is honoured, default fields"
         f" but {FIELDS}. Exponents of the growth from {first:,} to {last:,} tokens: of the FLOPs declared,"
@@ -119,9 +138,21 @@ def table(results: list[dict]) -> str:
         f" forward / with gradients; median over rounds in which all take turns."
         f" {results[0]['device']}."
     )
+    if reasons:
+        notes += "\n\nNot measured:\n\n" + "\n".join(reasons)
     align = ["left"] + ["right"] * (len(heads) - 1)
     wide = tabulate(rows, heads, tablefmt="pipe", colalign=align, disable_numparse=True)
     return f"{wide}\n\n{notes}\n"
+
+
+def _text(value: float, form: str = "{:.2f}") -> str:
+    return NONE if np.isnan(value) else form.format(value)
+
+
+def _pair(cells: dict, value, form: str) -> str:
+    """Of both directions; what was not measured is a dash."""
+    own = [cells[direction] for direction in DIRECTIONS]
+    return " / ".join(_text(np.nan if "failed" in c else value(c), form) for c in own)
 
 
 def figure(results: list[dict]) -> Figure:
@@ -131,13 +162,13 @@ def figure(results: list[dict]) -> Figure:
     panels = page.subplots(1, 2)
     lengths = [r["T"] for r in results]
     last = results[-1]["variants"]
-    order = sorted(last, key=lambda name: -last[name]["both"]["seconds"])
+    order = sorted(last, key=lambda name: -last[name]["both"].get("seconds", np.inf))
     for panel, key, label in zip(
         panels, ("seconds", "peak_bytes"), ("seconds", "peak bytes"), strict=True
     ):
         for number, name in enumerate(order):
             style = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            values = [r["variants"][name]["both"][key] for r in results]
+            values = [r["variants"][name]["both"].get(key, np.nan) for r in results]
             wide = 2.5 if name == "dense" else 1.0
             panel.loglog(
                 lengths, values, color=style[0], marker=style[1], ms=4, lw=wide, label=name

@@ -13,7 +13,7 @@ from tinyattn import attention, cost, model, optim, registry, tasks, train
 STEPS = 10  # a dispatch of ours, and as many steps of the peer, are one sample
 SECONDS = 10.0  # of sampling for each shape
 
-# B, T, D, L, and in how many parts a device takes its batch; heads are 4, FFN width is 4 D.
+# B, T, D, L, and in how many parts a CPU takes its batch; heads are 4, FFN width is 4 D.
 SHAPES = (
     (64, 64, 64, 2, 4),
     (32, 128, 128, 4, 4),
@@ -21,6 +21,15 @@ SHAPES = (
     (128, 16, 32, 2, 1),
     (64, 16, 48, 2, 1),
 )
+
+
+def shapes() -> tuple[tuple[int, ...], ...]:
+    """The shapes; parts fit a CPU's cache, and a GPU takes its batch whole."""
+    return SHAPES if _on_cpu() else tuple((*shape[:-1], 1) for shape in SHAPES)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def config(B: int, T: int, D: int, L: int, parts: int) -> dict:
@@ -55,19 +64,23 @@ def measure(shape: tuple[int, ...]) -> dict:
     from experiments import peer
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = peer.device()
+    # As JAX's own default on a GPU: TF32.
+    torch.set_float32_matmul_precision("highest" if _on_cpu() else "high")
     B, T, D, L, _ = shape
     program = train.make(config(*shape))
     state = program.init(0)
     data = jax.tree.map(jnp.asarray, program.task.train)
     twin = peer.Encoder(program.model.config, T, program.task.train.inputs.shape[-1])
     peer.load_params(twin, jax.device_get(program.scheme.build(state.theta)))
+    twin.to(device)
     settings = registry.construct(optim.Config, config(*shape)["optim"], "optim")
     peer_step = peer.trainer(twin, settings)
     flops = cost.count(program.step, state, jax.tree.map(lambda x: x[:B], data)).products
     rows = train.batches(0, 2 * B, B, 0, STEPS)
-    inputs = torch.from_numpy(program.task.train.inputs[:, :, 0])
-    labels = torch.from_numpy(program.task.train.labels.astype(np.int64))
-    indices, chosen = jnp.asarray(rows), torch.from_numpy(rows.astype(np.int64))
+    inputs = torch.from_numpy(program.task.train.inputs[:, :, 0]).to(device)
+    labels = torch.from_numpy(program.task.train.labels.astype(np.int64)).to(device)
+    indices, chosen = jnp.asarray(rows), torch.from_numpy(rows.astype(np.int64)).to(device)
 
     def ours():
         nonlocal state
@@ -75,9 +88,11 @@ def measure(shape: tuple[int, ...]) -> dict:
         return np.asarray(sums.loss) / B
 
     def theirs():
-        return np.array([float(peer_step(inputs[i], labels[i])) for i in chosen])
+        return torch.stack([peer_step(inputs[i], labels[i]) for i in chosen]).cpu().numpy()
 
-    np.testing.assert_allclose(ours(), theirs(), rtol=1e-3, err_msg=f"different models at {shape}")
+    # TF32 keeps 11 bits of a factor.
+    rtol = 1e-3 if _on_cpu() else 1e-2
+    np.testing.assert_allclose(ours(), theirs(), rtol=rtol, err_msg=f"different models at {shape}")
     mine, peers = rounds([ours, theirs], SECONDS) / STEPS
     ratio = Sample.of(peers / mine)
     return {

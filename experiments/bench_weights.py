@@ -14,7 +14,7 @@ from tinyattn.weights import spec as weights
 STEPS = 5  # a dispatch
 SECONDS = 20.0  # of sampling for each width
 B, T, L = 16, 64, 2
-SHAPES = (64, 256)  # widths (D)
+WIDTHS = (64, 256)
 
 WAYS = {
     "plain": (),
@@ -32,6 +32,11 @@ WAYS = {
     "pruned, 80%": (weights("prune", leaves=presets.KERNELS, sparsity=0.8),),
     "int8": (weights("quantize", leaves=presets.KERNELS),),
 }
+
+
+def shapes() -> tuple[int, ...]:
+    """Widths (D)."""
+    return WIDTHS
 
 
 def measure(D: int) -> dict:

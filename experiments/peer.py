@@ -3,10 +3,30 @@
 It takes our parameters, so that both train the same function from the same point.
 """
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def device() -> str:
+    """Where PyTorch runs: on the kind of device that JAX runs on.
+
+    Raises:
+      RuntimeError: That is a GPU, and PyTorch sees none.
+    """
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} sees no GPU; install its CUDA build")
+    return "cuda"
+
+
+def wait(out) -> None:
+    """Until a GPU has done all that was asked of it; a CPU has already."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class Block(nn.Module):

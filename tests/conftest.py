@@ -7,6 +7,8 @@ import pathlib
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Programs and notebooks that tests start compile in less time too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Workers share a GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import pytest
@@ -17,13 +19,18 @@ CHEAP = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
+# On a GPU the same bits each time: no atomic sums, and no kernels chosen by a clock.
+SAME = "--xla_gpu_deterministic_ops=true"
 
 
 def pytest_configure(config):
-    """Compiles in less time where no chosen test is `optimised`: XLA reads its flags once a process."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if config.option.markexpr == "not optimised" and CHEAP not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {CHEAP}"
+    """Sets XLA's flags, which it reads once a process.
+
+    Compiles in less time where no chosen test is `optimised`.
+    """
+    for flags in (SAME, CHEAP if config.option.markexpr == "not optimised" else ""):
+        if flags not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 
 def pytest_addoption(parser):
@@ -31,6 +38,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--scheme", default="", help="only this weight scheme; dotted for a fork's own"
     )
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cpu") and jax.default_backend() != "cpu":
+        pytest.skip("of programs that only a CPU runs")
 
 
 def pytest_runtest_teardown(item, nextitem):
@@ -55,13 +67,24 @@ def maps():
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.fixture(autouse=True, scope="session")
+def on_cpu():
+    """Whether this is a CPU. Elsewhere float32 is multiplied as such, also by programs that tests start."""
+    cpu = jax.default_backend() == "cpu"
+    if not cpu:
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+        jax.config.update("jax_default_matmul_precision", "highest")
+    return cpu
+
+
 @pytest.fixture(autouse=True)
-def _optimised(request):
+def _optimised(request, on_cpu):
     """Compiles as users do where a test is marked so; elsewhere in less time, for most goes there."""
     marked = request.node.get_closest_marker("optimised") is not None
-    jax.config.update("jax_disable_most_optimizations", not marked)
+    jax.config.update("jax_disable_most_optimizations", on_cpu and not marked)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", on_cpu)
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ def test_values_with_a_key_in_common_are_as_if_it_were_copied(length):
     close(got[1], want[1], 2e-5)
 
 
+@pytest.mark.cpu
 def test_the_shared_key_is_not_copied_for_the_heads():
     heads, R, S = 32, 512, 1024
     shapes = (1, 8, heads, R), (1, S, 1, R), (1, S, heads, 2)

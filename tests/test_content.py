@@ -152,6 +152,7 @@ def test_useful_pairs_are_at_most_k_a_query():
     assert work["mix"].useful == 2 * (2 * T + 3 * T) / 2
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("module", "fields"),
     [(topk, {"k": 4}), (moba, {"block": 64, "top": 8})],

@@ -588,6 +588,7 @@ def compiled():
     return {name: (fn, args, fn.lower(*args).compile()) for name, (fn, args) in programs.items()}
 
 
+@pytest.mark.cpu
 def test_compiler_counts_a_scan_once_and_we_do_not(compiled):
     unit = 2 * 64**3
     ours = {name: count(fn, *args).products / unit for name, (fn, args, _) in compiled.items()}
@@ -597,6 +598,7 @@ def test_compiler_counts_a_scan_once_and_we_do_not(compiled):
     assert 12 <= theirs["unrolled"] < 12.2  # one tanh and its polynomial an element at most
 
 
+@pytest.mark.cpu
 def test_peak_bytes_leaves_out_what_is_donated(compiled):
     assert cost.peak_bytes(compiled["kept"][2]) == 64 * 64 * 4
     assert cost.peak_bytes(compiled["donated"][2]) == 0

@@ -211,6 +211,7 @@ def test_first_decays_are_those_of_the_authors():
     assert rate.min() < 2 and 14 < rate.max() <= 16
 
 
+@pytest.mark.cpu
 def test_work_and_memory_grow_linearly():
     chosen = deltanet.Config(num_heads=2, chunk=4, gated=True)
     parts = [deltanet.flops(chosen, Mask(), D=16, T=n, S=n) for n in (512, 2048, 8192)]

@@ -205,7 +205,7 @@ def test_declared_equals_counted_flops(fields, S):
     assert declared["gate"] == attention.products(T * D * D)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU streams")
+@pytest.mark.cpu  # which alone streams
 def test_forget_holds_no_table_of_pairs():
     config, length = dense.Config(num_heads=2, forget=True), 2048
     shapes = attention.shapes(dense, config, D=8, B=1, T=length)

@@ -172,6 +172,7 @@ def test_the_vectors_start_small_and_the_gain_at_one():
     assert len({float(vector[0]) for vector in params.values()}) == 4
 
 
+@pytest.mark.cpu
 def test_memory_grows_with_the_length_and_not_its_square():
     def peak(length):
         shapes = attention.shapes(differential, config(), D=D, B=1, T=length)

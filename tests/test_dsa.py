@@ -212,6 +212,7 @@ def test_the_index_is_dense_and_attention_is_not(length):
     assert parts["mix"].useful == 2 * 32 * (length * 16 - 16 * 15 // 2)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("function", ["attend", "auxiliary"])
 def test_no_table_of_all_pairs_is_held(function):
     def peak(length):

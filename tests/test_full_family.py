@@ -173,6 +173,7 @@ def test_work_of_all_pairs_and_of_their_mixtures(length):
     assert parts(talking, length) == both | heads
 
 
+@pytest.mark.cpu
 def test_no_table_of_all_pairs_is_held():
     length, one = 4096, np.ones((1, 1), np.float32)
     for module, more in ((talking, (one, one)), (sigmoid, ())):

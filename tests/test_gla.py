@@ -180,6 +180,7 @@ def test_within_chunks_only_pairs_of_the_past_are_worked_on():
     assert executed[1] == 4 * executed[0] and executed[2] == 16 * executed[0]
 
 
+@pytest.mark.cpu
 def test_memory_grows_with_the_length_forward_and_backward():
     chosen = gla.Config(num_heads=2, chunk=4)
     loss = jax.grad(lambda given: gla.attend(chosen, **given, mask=Mask()).sum())

@@ -227,6 +227,7 @@ def test_work_grows_linearly(module, fields, mask):
     assert executed[1] == 4 * executed[0] and executed[2] == 16 * executed[0]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("module", "fields"), SETTINGS)
 def test_no_table_of_all_pairs_is_held_forward_or_backward(module, fields):
     """Peak bytes grow with the length, not with its square."""

@@ -130,6 +130,7 @@ def test_work_grows_linearly(length):
     assert [part.useful for part in core.values()] == [mixture / 4, mixture / 4, pairs, pairs]
 
 
+@pytest.mark.cpu
 def test_memory_grows_linearly():
     def peak(length):
         fields = linformer.Config(num_heads=1, k=8, length=length)

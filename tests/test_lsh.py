@@ -95,6 +95,7 @@ def test_work_grows_linearly(length):
     assert parts["hash"].executed == 2 * (2 * 8 * length * 4 * 8)
 
 
+@pytest.mark.cpu
 def test_no_copies_of_all_keys_are_held():
     config, x = lsh.Config(num_heads=1, rounds=4), jax.ShapeDtypeStruct((1, 4096, 1, 4), "float32")
     loss = jax.grad(lambda *x: lsh.attend(config, *x, masks.causal()).sum(), (0, 1, 2))

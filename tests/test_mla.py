@@ -195,6 +195,7 @@ def test_nan_behind_a_mask_stays_out_of_the_gradients_of_expansions():
         assert np.isnan(grads(given | {name: dirty})["up_value"]).any(), name
 
 
+@pytest.mark.cpu
 def test_memory_grows_with_the_length_and_not_its_square():
     def peak(length):
         shapes = attention.shapes(mla, config(), D=D, B=1, T=length)

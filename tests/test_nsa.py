@@ -198,6 +198,7 @@ def test_work_grows_linearly_besides_the_compressed_blocks(length):
     assert parts["chosen"].useful == 2 * per_pair * own
 
 
+@pytest.mark.cpu
 def test_no_table_of_all_pairs_and_no_copy_of_all_blocks_is_held():
     def peak(length):
         config = nsa.Config(num_heads=1, block=32, window=32)

@@ -146,6 +146,7 @@ def test_summaries_of_later_blocks_are_not_run():
     assert near.executed <= 4 * n * (64 + 3 * 8)
 
 
+@pytest.mark.cpu
 def test_neither_pass_holds_the_table_of_pairs():
     n = 2048
     for name in ("longformer", "strided"):

@@ -12,10 +12,7 @@ from tinyattn.attention._core import softmax
 from tinyattn.attention.full import dense
 from tinyattn.masks import Mask
 
-pytestmark = [
-    pytest.mark.optimised,
-    pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU streams"),
-]
+pytestmark = [pytest.mark.optimised, pytest.mark.cpu]  # which alone streams
 
 B, N, H = 2, 4, 6
 LENGTH = 129  # one more key than stays in one block

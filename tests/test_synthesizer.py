@@ -116,6 +116,7 @@ def test_work_is_of_all_pairs_and_a_table_needs_no_scores(length):
     assert parts(kind="random", rank=3) == {"scores": 3 * pair, "mix": 4 * pair}
 
 
+@pytest.mark.cpu
 def test_weights_of_a_table_are_not_held_for_every_example():
     length, examples = 2048, 8
     config = synthesizer.Config(num_heads=1, kind="random", length=length)
