@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import report, variants
 from tinyattn import records, weights
@@ -42,6 +43,7 @@ def test_the_records_are_of_the_first_table_and_hold_its_claims():
     assert accuracy["dense"] >= 0.96
 
 
+@pytest.mark.cpu  # whose blocks it counts
 def test_the_table_of_variants_is_made_from_their_files():
     assert variants.table() in README
 

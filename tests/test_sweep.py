@@ -114,7 +114,7 @@ def test_each_configuration_is_trained_once(first):
 
 def test_results_hold_a_line_a_row_and_seed(first):
     workdir, returned, _ = first
-    found, device = lines(workdir), records.environment()["device"]
+    found, here = lines(workdir), records.environment()
     assert [(x["row"], x["seed"]) for x in found] == [(r, s) for r in ROWS for s in (0, 1)]
     assert [x["row"] for x in returned] == [x["row"] for x in found]
     for x in found:
@@ -124,9 +124,8 @@ def test_results_hold_a_line_a_row_and_seed(first):
         assert set(x["costs"]) == {column.key for column in cost.COLUMNS}
         state = x["costs"].pop("decode_state_bytes")  # an encoder's, which decodes nothing
         assert state is None and all(type(y) in (int, float) for y in x["costs"].values())
-        assert (
-            x["seconds"] > 0 and x["device"] == device and x["versions"]["jax"] == jax.__version__
-        )
+        assert x["seconds"] > 0 and x["device"] == here["device"]
+        assert x["versions"] == here["versions"]
         assert x["config"]["seed"] == x["seed"] and x["digest"] == config.digest(x["config"])
         assert set(x["metrics"]) == (set() if failed else METRICS)
         assert [entry["step"] for entry in x["history"]] == ([] if failed else [3, 6])
