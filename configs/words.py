@@ -2,6 +2,9 @@
 
     python -m experiments.train --config=configs/words.py --workdir=runs/words
 
+One run, seed 0, on an H200 that other work shared: a perplexity of 153.7 on the test split, in 75 s; the Kneser-Ney
+trigram of the same run has 224.4.
+
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
 """
@@ -42,14 +45,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.weights = ()
     config.optim = registry.defaults(optim.Config) | dict(
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         schedule="cosine",
         warmup_steps=5 if chosen.smoke else 100,
         weight_decay=0.1,
         clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
-        steps=20 if chosen.smoke else 2000,
+        steps=20 if chosen.smoke else 6000,
         batch_size=8 if chosen.smoke else 16,
         eval_every=10 if chosen.smoke else 500,
     )
