@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/mnist.py --workdir=runs/mnist
 
-Three seeds in one program, on an H200 that other work shared: 99.09 ± 0.13% of the test split after 10 epochs
-(n=3, 95% t interval), in 35 s a seed.
+Three seeds in one program, on an H200 that other work shared: 99.09 ± 0.13% of the test split after 10
+epochs (n=3, 95% t interval), in 35 s a seed.
 
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`. `--config=configs/mnist.py:conv` has two convolutions instead of patches.

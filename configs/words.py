@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/words.py --workdir=runs/words
 
-One run, seed 0, on an H200 that other work shared: a perplexity of 153.7 on the test split, in 75 s; the Kneser-Ney
-trigram of the same run has 224.4.
+One run, seed 0, on an H200 that other work shared: a perplexity of 153.7 on the test split, in 75 s; the
+Kneser-Ney trigram of the same run has 224.4.
 
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
