@@ -10,7 +10,7 @@ INPUTS = ("tokens", "patches", "frames")
 POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "relative", "none")
 BIASED = ("alibi", "relative")
 POOLS = ("mean", "cls", "first", "none")
-NORMS = ("layernorm", "rmsnorm")
+NORMS = ("layernorm", "rmsnorm", "batchnorm")
 NORM_PLACES = ("pre", "post")
 FFNS = ("gelu", "geglu", "swiglu")
 QKV = ("linear", "ffn")
@@ -48,6 +48,12 @@ def check(config: Any) -> None:
             raise ValueError(f"model.{name}={getattr(config, name)} must be at least {least}")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"model.dropout={config.dropout} must be a rate in [0, 1)")
+    if config.norm == "batchnorm" and (config.causal or config.decoder_layers):
+        raise ValueError(
+            f"model.norm='batchnorm' shows every token all others of its batch in training, and with"
+            f" causal={config.causal} and decoder_layers={config.decoder_layers} a token must not see"
+            f" those after it; choose 'layernorm' or 'rmsnorm'"
+        )
     _check_inputs(config)
     if config.conv and not config.causal:
         raise ValueError(f"model.conv={config.conv} looks back only; set model.causal, or conv=0")

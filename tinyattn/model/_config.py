@@ -30,7 +30,8 @@ class Config:
       ffn_width: Of the feed-forward layer (F).
       ffn: What is between its two products: `gelu`, or a gate's `geglu` or `swiglu` times another
         layer's output.
-      norm: `layernorm` or `rmsnorm`.
+      norm: `layernorm`, `rmsnorm` or `batchnorm`, whose statistics are over a batch's tokens in training,
+        and running averages of these otherwise.
       norm_place: `pre`, before each mixing and feed-forward layer and after the last; or `post`, after
         each residual sum and after the embeddings.
       qkv: What queries, keys and values are projected from: the tokens themselves (`linear`), or the

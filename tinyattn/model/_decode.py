@@ -12,8 +12,9 @@ from tinyattn.model._checks import BIASED
 from tinyattn.model._config import Config, decoder, encoder
 from tinyattn.model._costs import keeps
 from tinyattn.model._embedding import Embedding
-from tinyattn.model._layers import Block, LayerState, Memory, norm
+from tinyattn.model._layers import Block, LayerState, Memory
 from tinyattn.model._layout import REUSE, maker, mixers
+from tinyattn.model._norm import norm
 from tinyattn.model._transformer import Transformer, logits, mask, table_path
 
 

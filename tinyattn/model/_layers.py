@@ -12,6 +12,7 @@ from tinyattn.masks import Mask
 from tinyattn.model._config import Config
 from tinyattn.model._embedding import dense, rotate
 from tinyattn.model._layout import mixers
+from tinyattn.model._norm import Batch, norm
 
 ACTIVATIONS = {"gelu": nn.gelu, "geglu": nn.gelu, "swiglu": nn.silu}
 
@@ -22,12 +23,6 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
         return x
     kept = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
-
-
-def norm(config: Config, name: str, x: jax.Array) -> jax.Array:
-    """x with features of mean 0 and variance 1, or of root mean square 1, and a learned scale."""
-    kind = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}[config.norm]
-    return kind(dtype=x.dtype, name=name)(x)
 
 
 class FeedForward(nn.Module):
@@ -151,6 +146,7 @@ class Block(nn.Module):
         *,
         positions=None,
         memory: Memory | None = None,
+        batch: Batch | None = None,
         state: LayerState | None = None,
         active=None,
     ) -> Mixed:
@@ -163,6 +159,7 @@ class Block(nn.Module):
           shared: Heads of a layer before, by name.
           positions: int [B, T]; None counts from 0.
           memory: What cross-attention attends to; None is a layer without one.
+          batch: What a batch norm's statistics are taken over; None is evaluation.
           state: In decoding, of the tokens before this one, where T is 1.
           active: bool [B], examples whose state takes this token.
         """
@@ -172,7 +169,7 @@ class Block(nn.Module):
         turn = functools.partial(rotate, positions=positions)
         options = {"rotate": turn if config.positions == "rotary" else None, "shared": shared}
 
-        y = self._before("attention", x)
+        y = self._before("attention", x, batch)
         past = None if state is None else state.past
         if config.conv:
             ids = mask.segments[0][0] if mask.segments else None
@@ -186,18 +183,19 @@ class Block(nn.Module):
         else:
             y, heads, mixer = mix(y, **options, state=state.mixer, active=active)
             state = LayerState(mixer, past)
-        x = self._after("attention", x, y, rngs[0])
+        x = self._after("attention", x, y, rngs[0], batch)
 
         crossed = None
         if memory is not None:
-            y = self._before("cross_attention", x)
+            y = self._before("cross_attention", x, batch)
             mix = self._mix(*attention.build(config.cross_attention), "cross_attention")
             tokens, mask, held = memory
             y, crossed = mix(y, tokens, mask=mask, held=held, return_heads=True)
-            x = self._after("cross_attention", x, y, rngs[2])
+            x = self._after("cross_attention", x, y, rngs[2], batch)
 
-        y = FeedForward(config, name="ffn")(self._before("ffn", x))
-        return Mixed(self._after("ffn", x, y, rngs[1]), heads, crossed, state)
+        y = FeedForward(config, name="ffn")(self._before("ffn", x, batch))
+        x = self._after("ffn", x, y, rngs[1], batch)
+        return Mixed(x, heads, crossed, state)
 
     def _mix(self, variant, fields, name: str) -> nn.Module:
         config = self.config
@@ -206,14 +204,16 @@ class Block(nn.Module):
             fields, kernel_init=initializers.kernel(config.init), out_init=out, name=name
         )
 
-    def _before(self, name: str, x):
+    def _before(self, name: str, x, batch):
         """What a part of the layer reads."""
-        return norm(self.config, f"norm_{name}", x) if self.config.norm_place == "pre" else x
+        pre = self.config.norm_place == "pre"
+        return norm(self.config, f"norm_{name}", x, batch) if pre else x
 
-    def _after(self, name: str, x, y, rng):
+    def _after(self, name: str, x, y, rng, batch):
         """The residual sum of what a part reads and gives."""
         x += dropout(y, self.config.dropout, rng)
-        return norm(self.config, f"norm_{name}", x) if self.config.norm_place == "post" else x
+        post = self.config.norm_place == "post"
+        return norm(self.config, f"norm_{name}", x, batch) if post else x
 
 
 def _moved(past: jax.Array | None, y: jax.Array, active) -> jax.Array | None:

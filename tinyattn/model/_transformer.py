@@ -4,12 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import affine, attention, axes, biases, masks
+from tinyattn import affine, attention, axes, biases, masks, weights
 from tinyattn.masks import Mask
 from tinyattn.model._config import Config, decoder
 from tinyattn.model._embedding import Embedding, dense, restarts
-from tinyattn.model._layers import Block, Memory, Mixed, dropout, norm, pool
+from tinyattn.model._layers import Block, Memory, Mixed, dropout, pool
 from tinyattn.model._layout import REUSE, maker, mixers
+from tinyattn.model._norm import Batch, norm
 
 # Of relative positions: T5's number.
 BUCKETS = 32
@@ -33,6 +34,7 @@ class Transformer(nn.Module):
         prefix=None,
         memory: Memory | None = None,
         table=None,
+        axis: str | None = None,
     ):
         """Logits float32 [B, num_classes], or the pooled vector [B, D] without a head.
 
@@ -52,6 +54,7 @@ class Transformer(nn.Module):
           prefix: int [B, P], the ids that the decoder reads.
           memory: What the layers of a decoder attend to, [B, S, D].
           table: Of tokens, where a decoder shares the encoder's.
+          axis: Of the devices that a batch is split over in training, by name; None is one.
 
         Raises:
           ValueError: Shapes that do not fit together or the config, a prefix too many or too few, or
@@ -60,8 +63,9 @@ class Transformer(nn.Module):
         config = self.config
         _check_given(config, segment_ids, prefix)
         seen = mask(config, key_valid, segment_ids)
-        rngs = (None,) * 3
+        rngs, batch = (None,) * 3, None
         if rng is not None:
+            batch = Batch(seen.key_valid, axis)
             rngs = jax.random.split(rng, 2 + bool(config.decoder_layers))
         positions = None if segment_ids is None else restarts(segment_ids)
         frames_valid = key_valid if config.inputs == "frames" else None
@@ -70,11 +74,12 @@ class Transformer(nn.Module):
         if seen.key_valid is not None:
             axes.sizes(x=(x, "BTD"), key_valid=(seen.key_valid, "BT"))
         if config.norm_place == "post":
-            x = norm(config, "norm", x)
+            x = norm(config, "norm", x, batch)
         x = dropout(x, config.dropout, rngs[0])
-        x, losses = self._layers(x, seen, rngs[1], auxiliary, positions, memory)
+        common = {"positions": positions, "memory": memory, "batch": batch}
+        x, losses = self._layers(x, seen, rngs[1], auxiliary, common)
         if config.norm_place == "pre":
-            x = norm(config, "norm", x)
+            x = norm(config, "norm", x, batch)
         out = pool(x, seen.key_valid, config.pool)
         if config.decoder_layers:
             made = Transformer(decoder(config), name="decoder")
@@ -108,17 +113,16 @@ class Transformer(nn.Module):
             return biases.Relative(self.param("relative", normal, (N, BUCKETS)))
         return None
 
-    def _layers(self, x, seen: Mask, rng, auxiliary, positions, memory):
+    def _layers(self, x, seen: Mask, rng, auxiliary, common):
         """The tokens after all layers, and the layers' own losses [B], or None."""
         config, bias = self.config, self._bias()
         names = [f"block_{i}" for i in range(config.num_layers)]
-        common = {"positions": positions, "memory": memory}
 
         def layer_rng(i):
             return None if rng is None else jax.random.fold_in(rng, i)
 
         def own_loss(i, mixed):
-            return _own_loss(config, i, mixed, seen, memory) if auxiliary else None
+            return _own_loss(config, i, mixed, seen, common["memory"]) if auxiliary else None
 
         if not config.scan or self.is_initializing():
             shared, losses = None, []
@@ -137,13 +141,19 @@ class Transformer(nn.Module):
             params = affine.multiplied(params)
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         block = Block(config, parent=None)
+        mutable = [weights.MOVED] if self.is_mutable_collection(weights.MOVED) else []
 
         def body(x, layer):
             i, layer_params = layer
-            mixed = block.apply({"params": layer_params}, x, seen, bias, layer_rng(i), **common)
-            return mixed.tokens, own_loss(0, mixed)
+            mixed, moved = block.apply(
+                {"params": layer_params}, x, seen, bias, layer_rng(i), mutable=mutable, **common
+            )
+            return mixed.tokens, (own_loss(0, mixed), moved)
 
-        x, losses = jax.lax.scan(body, x, (jnp.arange(config.num_layers), stacked))
+        x, (losses, moved) = jax.lax.scan(body, x, (jnp.arange(config.num_layers), stacked))
+        for collection, tree in moved.items():
+            for i, name in enumerate(names):
+                self.put_variable(collection, name, jax.tree.map(lambda x, i=i: x[i], tree))
         return x, None if losses is None else losses.sum(0)
 
 

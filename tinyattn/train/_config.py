@@ -21,11 +21,13 @@ class Config:
         as many where all calls are then equally long, for each length is compiled for itself.
       seeds_per_program: Seeds that train side by side in one program; 1 is one after the other.
       micro_batches: Parts of a batch whose gradients are added up one after the other: less memory,
-        and on a CPU less time where a whole batch does not fit the cache.
+        and on a CPU less time where a whole batch does not fit the cache. A batch norm takes the
+        statistics of each part by itself; over `data_devices` it takes those of all.
       data_devices: Devices that a batch is split over. On a CPU two devices are two threads that
         share no cache line; the numbers depend on this setting and not on the machine's cores.
       label_smoothing: Share of the target that is spread over all classes.
-      ema_decay: Of the average of the trainable leaves that is evaluated in their place; 0 is none.
+      ema_decay: Of the average of the trainable leaves, and of what a batch norm keeps, that is evaluated
+        in their place; 0 is none.
       patience: Evaluations without a better validation score, by the task's metric, after which a run
         stops and its best weights count; 0 is never, and the last weights count.
       pretrained: File of `weights.save` whose folded params are where all seeds start, before the weight
@@ -156,7 +158,8 @@ def removed(encoder: model.Transformer, theta: Any, few: Split) -> tuple[model.T
     if [x.shape for x in jax.tree.leaves(before)] == [x.shape for x in jax.tree.leaves(after)]:
         return encoder, theta
     smaller = model.Transformer(model.shrink(encoder.config, before, after))
-    found, expected = weights.leaves(after), weights.leaves(_shapes(smaller, few))
+    expected = weights.leaves(jax.eval_shape(weights.fold, _shapes(smaller, few)))
+    found = weights.leaves(after)
     for path, wanted in expected.items():
         if found[path].shape != wanted.shape:
             raise ValueError(

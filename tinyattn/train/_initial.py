@@ -21,7 +21,9 @@ def initial(encoder: model.Transformer, task: Task, path: str) -> Callable:
     params = weights.fold(weights.load(path))
     rng = jax.random.PRNGKey(0)
     shapes = jax.eval_shape(lambda: encoder.init(rng, **few.given)["params"])
-    _check(path, weights.leaves(params), weights.leaves(shapes))
+    _check(path, weights.leaves(params), weights.leaves(jax.eval_shape(weights.fold, shapes)))
+    # A folded file has arrays alone, whatever training does with them.
+    params = jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(params))
     # Copies, for a state is donated to its first step.
     return lambda rng: jax.tree.map(jnp.array, params)
 

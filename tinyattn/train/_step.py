@@ -23,9 +23,9 @@ class State(NamedTuple):
     Attributes:
       step: int32 [], updates made.
       trainable: What the optimiser moves, of `weights.partition`.
-      rest: Fixed, seeded and aliased leaves.
+      rest: Fixed, moved, seeded and aliased leaves.
       opt: State of the optimiser.
-      average: Moving average of `trainable`; None without one.
+      average: Moving average of `weights.moving(theta)`; None without one.
       rng: uint32 [2], never changed: step t uses `fold_in(rng, t)`.
     """
 
@@ -103,14 +103,15 @@ def make(config: Mapping[str, Any]) -> Program:
         params = init_params(init_rng)
         theta = scheme.init(scheme_rng, params)
         trainable, rest = jax.tree.map(jnp.asarray, weights.partition(theta))
-        average = optim.average_init(trainable) if settings.ema_decay else None
+        average = optim.average_init(weights.moving(theta)) if settings.ema_decay else None
         opt = jax.jit(optimizer.init)(trainable)
         return State(jnp.zeros((), jnp.int32), trainable, rest, opt, average, run_rng)
 
-    def loss(trainable, rest, batch: Split, rng):
+    def loss(trainable, rest, batch: Split, rng, axis):
         theta = weights.combine(trainable, rest)
         params = weights.layers(theta, takes)
-        logits, own = affine.apply(encoder, params, **batch.given, rng=rng, auxiliary=True)
+        asked = {"rng": rng, "auxiliary": True, "axis": axis, "mutable": [weights.MOVED]}
+        (logits, own), moved = affine.apply(encoder, params, **batch.given, **asked)
         targets = jax.nn.one_hot(batch.labels, task.num_classes)
         targets = optax.smooth_labels(targets, settings.label_smoothing)
         labelled = batch.labels >= 0
@@ -122,19 +123,23 @@ def make(config: Mapping[str, Any]) -> Program:
         if own is not None:
             # An example's own loss counts once for each of its labels.
             total += (own * labelled.reshape(len(own), -1).sum(1)).sum()
-        return total, Sums(losses.sum(), correct.sum(), labelled.sum())
+        sums = Sums(losses.sum(), correct.sum(), labelled.sum())
+        return total, (sums, moved.get(weights.MOVED, {}))
 
-    def gradients(state: State, batch: Split, rng):
-        """Of the loss summed over a batch, one part of it at a time."""
+    def gradients(state: State, batch: Split, rng, axis):
+        """Of the loss summed over a batch, one part of it at a time; and the mean of what is moved."""
 
         def part(i, batch):
             augment_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, i))
             batch = batch._replace(inputs=task.augment(augment_rng, batch.inputs))
-            return jax.grad(loss, has_aux=True)(state.trainable, state.rest, batch, dropout_rng)
+            return jax.grad(loss, has_aux=True)(
+                state.trainable, state.rest, batch, dropout_rng, axis
+            )
 
         m = settings.micro_batches
         if m == 1:
-            return part(0, batch)
+            grads, (sums, moved) = part(0, batch)
+            return grads, sums, moved
         parts = jax.tree.map(lambda x: x.reshape(m, -1, *x.shape[1:]), batch)
 
         def body(total, inputs):
@@ -142,14 +147,14 @@ def make(config: Mapping[str, Any]) -> Program:
 
         shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, sums), _ = jax.lax.scan(body, zeros, (jnp.arange(m), parts))
-        return grads, sums
+        (grads, (sums, moved)), _ = jax.lax.scan(body, zeros, (jnp.arange(m), parts))
+        return grads, sums, jax.tree.map(lambda x: x / m, moved)
 
     def step(state: State, batch: Split, axis: str | None = None) -> tuple[State, Sums]:
         rng = jax.random.fold_in(state.rng, state.step)
         if axis is not None:
             rng = jax.random.fold_in(rng, jax.lax.axis_index(axis))
-        grads, sums = gradients(state, batch, rng)
+        grads, sums, moved = gradients(state, batch, rng, axis)
         if axis is not None:
             # One reduction of one vector: a reduction a leaf costs twice the step.
             flat, unravel = jax.flatten_util.ravel_pytree(grads)
@@ -158,11 +163,12 @@ def make(config: Mapping[str, Any]) -> Program:
         grads = jax.tree.map(lambda g: g / sums.count, grads)
         updates, opt = optimizer.update(grads, state.opt, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        theta = scheme.update(weights.combine(trainable, state.rest), state.step)
+        theta = weights.move(weights.combine(trainable, state.rest), moved)
+        theta = scheme.update(theta, state.step)
         trainable, rest = weights.partition(theta)
         average = state.average
         if average is not None:
-            average = optim.average(average, trainable, settings.ema_decay, state.step)
+            average = optim.average(average, weights.moving(theta), settings.ema_decay, state.step)
         return State(state.step + 1, trainable, rest, opt, average, state.rng), sums
 
     def run(state: State, data: Split, indices, axis: str | None = None):

@@ -34,14 +34,18 @@ from tinyattn.weights._fold import (
 )
 from tinyattn.weights._scheme import Scheme, chain, identity
 from tinyattn.weights._theta import (
+    MOVED,
     Alias,
     Fixed,
+    Moved,
     Node,
     Scratch,
     Seeded,
     combine,
     leaves,
     matching,
+    move,
+    moving,
     partition,
     regenerate,
     static,
@@ -50,10 +54,12 @@ from tinyattn.weights._theta import (
 )
 
 __all__ = [
+    "MOVED",
     "Alias",
     "Codes",
     "Contents",
     "Fixed",
+    "Moved",
     "Node",
     "Scheme",
     "Scratch",
@@ -70,6 +76,8 @@ __all__ = [
     "load",
     "matching",
     "module",
+    "move",
+    "moving",
     "names",
     "partition",
     "penalty",

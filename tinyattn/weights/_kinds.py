@@ -9,6 +9,8 @@ import numpy as np
 
 from tinyattn.weights import _philox
 
+MOVED = "moved"
+
 
 def static(**options):
     """A field of a node that is no part of its arrays."""
@@ -67,6 +69,16 @@ class Fixed(Node):
 
     def build(self, fold):
         return self.value
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moved(Fixed):
+    """An array that is stored, and that a training pass moves by itself, as a running average of it.
+
+    A Linen module declares it as a parameter, `self.param(name, lambda rng: Moved(array))`, and in training
+    puts the next value at the same place of the collection `MOVED`. Weight schemes do not see it.
+    """
 
 
 @jax.tree_util.register_dataclass

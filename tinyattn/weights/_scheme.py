@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tinyattn.weights import _fold
+from tinyattn.weights import _fold, _theta
 
 Theta = Any
 Params = Any
@@ -45,13 +45,15 @@ def chain(*schemes: Scheme) -> Scheme:
     """Each scheme stores what the one before it would have stored.
 
     `chain(delta, share)` turns kernels into W0, D and V and then shares leaves of those, by their own
-    paths; `chain(share, delta)` shares kernels and then reparameterises what is left of them.
+    paths; `chain(share, delta)` shares kernels and then reparameterises what is left of them. What a
+    training pass moves by itself, such as a batch norm's running mean, is kept from all of them.
     """
 
     def init(rng, params):
+        params, moved = _theta.apart(params)
         for i, scheme in enumerate(schemes):
             params = scheme.init(jax.random.fold_in(rng, i), params)
-        return params
+        return _theta.together(params, moved)
 
     def update(theta, step):
         for scheme in schemes:

@@ -14,8 +14,10 @@ import jax
 
 from tinyattn import registry
 from tinyattn.weights._kinds import (
+    MOVED,
     Alias,
     Fixed,
+    Moved,
     Node,
     Scratch,
     Seeded,
@@ -26,17 +28,22 @@ from tinyattn.weights._kinds import (
 )
 
 __all__ = [
+    "MOVED",
     "Alias",
     "Fixed",
+    "Moved",
     "Node",
     "Scratch",
     "Seeded",
+    "apart",
     "combine",
     "is_kind",
     "is_node",
     "leaves",
     "map_nodes",
     "matching",
+    "move",
+    "moving",
     "owned",
     "partition",
     "places",
@@ -44,6 +51,7 @@ __all__ = [
     "replace_leaves",
     "static",
     "strip",
+    "together",
     "trained",
     "value",
 ]
@@ -160,6 +168,33 @@ def combine(trainable: Any, rest: Any) -> Any:
         return b if a is None else a
 
     return jax.tree.map(pick, trainable, rest, is_leaf=lambda x: x is None or is_kind(x))
+
+
+def apart(params: Any) -> tuple[Any, Any]:
+    """(params without what a training pass moves, that): two trees with None where the other has a leaf."""
+    rest = jax.tree.map(lambda x: None if isinstance(x, Moved) else x, params, is_leaf=is_kind)
+    moved = jax.tree.map(lambda x: x if isinstance(x, Moved) else None, params, is_leaf=is_kind)
+    return rest, moved
+
+
+def together(theta: Any, moved: Any) -> Any:
+    """Undoes `apart`, whatever nodes stand in the place of params by now."""
+
+    def pick(a, b):
+        return b if a is None else a
+
+    return jax.tree.map(pick, theta, moved, is_leaf=lambda x: x is None or is_node(x))
+
+
+def moving(theta: Any) -> Any:
+    """What changes in training, by gradients or by itself, with None in the place of all else."""
+    trainable, rest = partition(theta)
+    return combine(trainable, apart(rest)[1])
+
+
+def move(theta: Any, moved: Any) -> Any:
+    """Theta with the values of the collection `MOVED`, a tree of arrays, of a training pass."""
+    return replace_leaves(theta, {path: Moved(x) for path, x in leaves(moved).items()})
 
 
 def strip(theta: Any) -> Any:
