@@ -26,7 +26,7 @@ from matplotlib.ticker import (
 )
 
 from experiments.places import score_range, spread
-from experiments.table import SYMBOLS, heading, title
+from experiments.table import ROUNDED, SYMBOLS, heading, marked, title
 from tinyattn.cost import columns
 
 COSTS = ("executed_flops", "stored_bytes")
@@ -200,7 +200,7 @@ def _cost_axis(axis: Axes, low: float, high: float, symbol: str) -> None:
 
 
 def _label(line: dict, most_seeds: int, bottom: float) -> str:
-    text = line["row"] + " †" * line["simulated"]
+    text = marked(line)
     if line["seeds"] < most_seeds:
         text += f" (n={line['seeds']})"
     if line["good"] < bottom:
@@ -241,6 +241,8 @@ def _caption(summary: pd.DataFrame, drawn: pd.DataFrame, bottom: float, top: flo
         said.append("A bar without an end goes on outside the panel.")
     if summary["simulated"].any():
         said.append("† simulated: a mask over a dense product, whose work is done all the same.")
+    if "activations" in summary:
+        said.append(ROUNDED)
     if failed := summary.loc[summary["seeds"] == 0, "row"].tolist():
         said.append(f"Not drawn, because every seed failed: {', '.join(failed)}.")
     return "\n".join(textwrap.fill(sentence, 150) for sentence in said)

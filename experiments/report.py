@@ -50,6 +50,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         line = {
             "row": row,
             "simulated": bool("simulated" in runs and runs["simulated"].eq(True).any()),
+            "activations": _activations(runs),
             "runs": len(runs),
             "seeds": len(scores),
             "failure": _failure(runs, len(scores), metric),
@@ -68,6 +69,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     summary.loc[tested, "p_holm"] = stats.holm(summary.loc[tested, "p"])
     if summary["budget_residual"].isna().all():
         summary = summary.drop(columns="budget_residual")
+    if summary["activations"].eq("float").all():
+        summary = summary.drop(columns="activations")
     constant = [name for name in summary if name.endswith(("_min", "_max"))]
     constant = [name for name in constant if summary[name].equals(summary[name[:-4]])]
     return summary.drop(columns=constant)
@@ -118,6 +121,12 @@ def _scores(runs: pd.DataFrame, metric: Metric) -> pd.Series:
         return pd.Series(dtype=float)
     finished = runs[runs["status"] == "ok"].set_index("seed")
     return (100 if metric.percent else 1) * finished[name].astype(float).dropna()
+
+
+def _activations(runs: pd.DataFrame) -> str:
+    """Returns what a row's affine layers read."""
+    name = "config.model.activations"
+    return runs[name].iloc[0] if name in runs else "float"
 
 
 def _residual(runs: pd.DataFrame) -> float:

@@ -21,6 +21,10 @@ TERMINAL_COSTS = (
     "decode_state_bytes",
     "latency_ratio",
 )
+ROUNDED = (
+    "‡ activations rounded to few integers, in float arithmetic: latency and bytes of activations are "
+    "those of floats."
+)
 SYMBOLS = {"bytes": "B", "seconds": "s"}
 PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 
@@ -91,6 +95,8 @@ def notes(summary: pd.DataFrame) -> list[str]:
             "† simulated: the sparsity is a mask over a dense product, so the work between useful "
             "and executed FLOPs is done, not saved."
         )
+    if "activations" in summary:
+        said.append(ROUNDED)
     said += [
         f"{row}: {failure}."
         for row, failure in zip(summary["row"], summary["failure"], strict=True)
@@ -152,6 +158,12 @@ def heading(column: Column) -> str:
     return column.key.replace("_", " ").replace("flops", "FLOPs")
 
 
+def marked(line: dict) -> str:
+    """Returns the row's name with the marks that the notes explain."""
+    rounded = line.get("activations", "float") != "float"
+    return line["row"] + " †" * line["simulated"] + " ‡" * rounded
+
+
 def _leading(line: dict, most_seeds: int) -> list[str]:
     """Returns the row's name and the cells that do not come from the cost vector."""
     score = _plus_minus(line["score"], line["score_half_width"])
@@ -163,7 +175,7 @@ def _leading(line: dict, most_seeds: int) -> list[str]:
     p = "—"
     if not math.isnan(line["p_holm"]):
         p = f"{line['p_holm']:.2g}" + " n.s." * (line["p_holm"] >= LEVEL)
-    return [line["row"] + " †" * line["simulated"], score, difference, p]
+    return [marked(line), score, difference, p]
 
 
 def _off(line: dict) -> list[str]:

@@ -26,7 +26,8 @@ SOURCE = {"inputs": DRAW.integers(0, 9, (B, 6)), "key_valid": np.arange(6) < [[4
 BOTH = DECODER | {"causal": False, "decoder_layers": 2, "num_layers": 1, "vocab_size": 9}
 BOTH |= {"decoder_attention": spec("dense")}
 CASES = {
-    "dense, rotary, tied": DECODER | {"positions": "rotary", "tied_head": True},
+    "dense, rotary, tied": DECODER
+    | {"positions": "rotary", "tied_head": True, "activations": "int8"},
     "window, convolution, post-norm": DECODER
     | {"attention": spec("window", window=3), "conv": 3, "norm_place": "post"},
     "recurrent and dense in turn": DECODER

@@ -17,7 +17,9 @@ HERE = "tests/test_house.py"
 # point to a lower floor, or stay within the unit.
 FLOORS = {
     **dict.fromkeys(
-        ["tinyattn", "affine", "axes", "biases", "cost", "masks", "records", "registry"], 0
+        ["tinyattn", "activations", "affine", "axes", "biases", "cost", "masks", "records"]
+        + ["registry"],
+        0,
     ),
     **dict.fromkeys(["config", "initializers", "optim", "stats", "weights"], 1),
     **dict.fromkeys(["attention", "tasks"], 2),
@@ -28,6 +30,7 @@ FLOORS = {
 }
 # Imports along one floor, each with its reason.
 ALONG = {
+    ("affine", "activations"): "what an affine layer reads may be rounded",
     ("sweep", "train"): "a sweep is many trainings",
     ("sweep", "generate"): "and some are judged by what their models write",
     ("notebooks", "experiments"): "a notebook shows the table and figure that the programs draw",

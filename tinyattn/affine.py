@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tinyattn import activations
+
 
 @jax.custom_vjp
 def affine(x: jax.Array, kernel, bias) -> jax.Array:
@@ -175,7 +177,8 @@ def dense(
     """Layers that read the same x, as one product; to be called within a compact module.
 
     Args:
-      x: [..., d_in]; parameters are float32 and computation is in the dtype of x.
+      x: [..., d_in], which `activations` may round; parameters are float32 and computation is in the dtype
+        of x.
       features: Name of each layer to its d_out.
       kernel_init: Of the [d_in, d_out] kernels.
 
@@ -183,6 +186,7 @@ def dense(
       [..., d_out] for each layer.
     """
     weights = [Weights(n, kernel_init, name=name)(x.shape[-1]) for name, n in features.items()]
+    x = activations.rounded(x)
     kernels, biases = (tuple(w.astype(x.dtype) for w in own) for own in zip(*weights, strict=True))
     if any(isinstance(kernel, Factored) for kernel in kernels):
         return [

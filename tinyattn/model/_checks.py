@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-from tinyattn import attention, initializers, masks, registry
+from tinyattn import activations, attention, initializers, masks, registry
 from tinyattn.model._layout import REUSE, layout, maker, mixers
 
 INPUTS = ("tokens", "patches", "frames")
@@ -26,6 +26,7 @@ CHOICES = {
     "reuse": tuple(REUSE),
     "init": initializers.INITIALIZERS,
     "depth_scaling": initializers.SCALINGS,
+    "activations": activations.KINDS,
     "dtype": ("float32", "bfloat16"),
 }
 LEAST = dict.fromkeys(

@@ -63,6 +63,9 @@ class Config:
       init: Name in `initializers.INITIALIZERS`.
       depth_scaling: Of the kernels that write to the residual stream, see `initializers.residual`.
       scan: Runs the layers as one `lax.scan`, which compiles faster; the numbers are the same.
+      activations: What an affine layer reads a token as: `float`, or rounded to `int8` or `int4` with a
+        scale for each token, see `tinyattn.activations`. Products between tokens, and with parameters that
+        are no affine layer's, stay float; the scheme `quantize` rounds the kernels.
       dtype: Of the computation, `float32` or `bfloat16`; parameters, softmax and logits are float32.
     """
 
@@ -108,6 +111,7 @@ class Config:
     init: str = "lecun_normal"
     depth_scaling: str = "none"
     scan: bool = False
+    activations: str = "float"
     dtype: str = "float32"
 
     def __post_init__(self):

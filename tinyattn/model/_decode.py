@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention, masks
+from tinyattn import activations, attention, masks
 from tinyattn.masks import Mask
 from tinyattn.model._checks import BIASED
 from tinyattn.model._config import Config, decoder, encoder
@@ -135,6 +135,7 @@ class _Crossing(nn.Module):
     config: Config
 
     @nn.compact
+    @activations.of_config
     def __call__(self, memory: Memory):
         config, found = self.config, []
         names = attention.of_memory(*attention.build(config.cross_attention), D=config.width)
@@ -153,6 +154,7 @@ class _Step(nn.Module):
     config: Config
 
     @nn.compact
+    @activations.of_config
     def __call__(self, ids, state: State, active, table):
         config, at = self.config, state.length[:, None]
         x = Embedding(config, name="embedding")(ids[:, None], positions=at, table=table)
@@ -187,5 +189,6 @@ class _Head(nn.Module):
     config: Config
 
     @nn.compact
+    @activations.of_config
     def __call__(self, x, table):
         return logits(self.config, x, table)

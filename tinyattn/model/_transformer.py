@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import affine, attention, axes, biases, masks, weights
+from tinyattn import activations, affine, attention, axes, biases, masks, weights
 from tinyattn.masks import Mask
 from tinyattn.model._config import Config, decoder
 from tinyattn.model._embedding import Embedding, dense, restarts
@@ -22,6 +22,7 @@ class Transformer(nn.Module):
     config: Config
 
     @nn.compact
+    @activations.of_config
     def __call__(
         self,
         inputs,
@@ -164,7 +165,7 @@ def logits(config: Config, x: jax.Array, table: jax.Array | None) -> jax.Array:
         return dense(config, config.num_classes, "head", x)
     if x.shape[-1] != table.shape[-1]:
         x = dense(config, table.shape[-1], "head", x)
-    return jnp.einsum("...d,vd->...v", x, table)
+    return jnp.einsum("...d,vd->...v", activations.rounded(x), table)
 
 
 def table_path(config: Config) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import affine, attention, masks
+from tinyattn import activations, affine, attention, masks
 from tinyattn.attention._core.layout import contain
 from tinyattn.attention.recurrent import _decode, _delta, _features
 from tinyattn.masks import Mask
@@ -73,7 +73,7 @@ class _Decay(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.N))
         bias, rate = self.param("bias", steps, (self.N,)), self.param("rate", rates, (self.N,))
         kernel, bias = kernel.astype(inputs.dtype), bias.astype(inputs.dtype)
-        return affine.affine(inputs, kernel, bias), rate
+        return affine.affine(activations.rounded(inputs), kernel, bias), rate
 
 
 def extras(config: Config, inputs, memory, *, kernel_init) -> dict[str, jax.Array]:
