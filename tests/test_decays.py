@@ -1,10 +1,12 @@
-"""Decay in the chunks of linear attention keeps its digits where a strong one has gone before."""
+"""Decay keeps its digits where a strong one has gone before: in chunks, and as a bias of scores."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tinyattn import masks
+from tinyattn.attention.full import _forget
 from tinyattn.attention.recurrent import _chunks
 
 B, T, N, P, H, C = 1, 21, 2, 3, 4, 8
@@ -48,3 +50,21 @@ def test_rates_of_heads_do_not_wear_off_along_a_chunk():
     got = jax.jit(lambda *x: _chunks.chunked(*x, chunk=C))(*singles)
     want = exact(heads, np.broadcast_to(rates, (B, T, N)))
     np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_forget_gates_lose_no_digits_after_a_strong_decay(segments):
+    """Gates that add up to -30,000, and then ones near 1; in parallel, and for a token that is decoded."""
+    length = 600
+    forget = np.random.default_rng(1).normal(2.0, 1.0, (1, length, N)).astype(np.float32)
+    forget[:, 5:500] = -60.0
+    logs = np.cumsum(-np.logaddexp(0, -forget[0].astype(np.float64)), axis=0).T
+    want = logs[:, :, None] - logs[:, None]
+    mask = masks.causal() & masks.padding(np.ones((1, length), bool))
+    if segments:
+        mask &= masks.segments(np.zeros((1, length), np.int32))
+    got = jax.jit(lambda x: _forget.bias(x, mask).dense(N, length, length))(forget)[0]
+    seen = np.tril(np.ones((length, length), bool))
+    np.testing.assert_allclose(got[:, seen], want[:, seen], rtol=2e-6, atol=2e-7)
+    step = jax.jit(lambda x: _forget.cached(_forget.log_gates(x)).dense(N, 1, length))(forget)[0]
+    np.testing.assert_allclose(step[:, 0], want[:, -1], rtol=2e-6, atol=2e-7)

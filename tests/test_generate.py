@@ -35,7 +35,14 @@ CASES = {
     "one cache for two layers": DECODER | {"reuse": "key_value", "positions": "sinusoidal"},
     "gates of layers that share": DECODER
     | {"reuse": "key_value", "attention": spec("dense", forget=True), "positions": "none"},
-    "encoder-decoder": BOTH | {"cross_attention": spec("dense", num_kv_heads=1), "qkv": "ffn"},
+    "alibi": DECODER
+    | {"positions": "alibi", "attention": spec("dense", forget=True), "layout": "0123"}
+    | {"also": (spec("sigmoid"), spec("talking"), spec("collaborative")), "num_layers": 4},
+    "relative": DECODER
+    | {"positions": "relative", "attention": spec("differential"), "layout": "012"}
+    | {"also": (spec("mla", latent=3), spec("synthesizer", length=P + STEPS)), "num_layers": 3},
+    "encoder-decoder": BOTH
+    | {"cross_attention": spec("dense", num_kv_heads=1), "qkv": "ffn", "positions": "relative"},
     "latent cross-attention": BOTH
     | {"cross_attention": spec("mla", latent=3), "norm": "rmsnorm", "ffn": "geglu"},
 }
@@ -176,7 +183,6 @@ def test_calls_of_one_shape_are_one_program():
     [
         ({"causal": False}, "a model that writes is causal"),
         ({"pool": "mean"}, "a model that writes is causal, .*pool='mean'"),
-        ({"positions": "alibi"}, "adds a bias to the scores, which no variant's step takes"),
         ({"max_length": 5}, "8 tokens with those to write; raise model.max_length=5"),
         ({"num_classes": 0}, "without a head there is nothing to write"),
     ],

@@ -35,6 +35,12 @@ def _heads(x: jax.Array, B: int, K: int, M: int) -> jax.Array:
     return jnp.broadcast_to(x, (B, *x.shape))
 
 
+def _each(items: Bias, T: int, S: int) -> jax.Array:
+    """[B, N, T, S] of items [B, N, 1, ...]."""
+    rows, columns = jnp.arange(T), jnp.arange(S)
+    return jax.vmap(jax.vmap(lambda item: item.scores(rows, columns)[0]))(items)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Linear(Bias):
@@ -94,26 +100,59 @@ class Decay(Bias):
     Attributes:
       query: [B, T, N], the sum up to each query.
       key: [B, S, N], the sum up to each key.
+      rest: What the sums up to queries and to keys are off by, of the same shapes, so that a difference of
+        two long ones has all its digits; None is nothing.
     """
 
     query: jax.Array
     key: jax.Array
+    rest: tuple[jax.Array, jax.Array] | None = None
 
     def per_item(self, B, K, M):
         def items(x):
             x = x.reshape(*x.shape[:2], K, M).transpose(0, 2, 3, 1)
             return jnp.broadcast_to(x, (B, *x.shape[1:]))
 
-        return Decay(items(self.query), items(self.key))
+        return jax.tree.map(items, self)
 
     def scores(self, rows, columns):
         # A block may reach beyond either end, where nothing is seen.
-        query = jnp.take(self.query, rows, axis=-1, mode="clip")
-        return query[:, :, None] - jnp.take(self.key, columns, axis=-1, mode="clip")[:, None, :]
+        def between(query, key):
+            query = jnp.take(query, rows, axis=-1, mode="clip")
+            return query[:, :, None] - jnp.take(key, columns, axis=-1, mode="clip")[:, None, :]
+
+        found = between(self.query, self.key)
+        return found if self.rest is None else found + between(*self.rest)
 
     def dense(self, N, T, S):
-        query, key = (x.swapaxes(1, 2) for x in (self.query, self.key))
-        return query[:, :, :, None] - key[:, :, None, :]
+        items = self.per_item(len(self.query), N, 1)
+        return _each(items, T, S)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Placed(Bias):
+    """A bias of positions whose queries stand where each example has come to, as in decoding.
+
+    Attributes:
+      bias: Of positions alone.
+      places: Positions of the queries, int [B, T].
+    """
+
+    bias: Bias
+    places: jax.Array
+
+    def per_item(self, B, K, M):
+        places = self.places[:, None, None]
+        places = jnp.broadcast_to(places, (B, K, M, places.shape[-1]))
+        return Placed(self.bias.per_item(B, K, M), places)
+
+    def scores(self, rows, columns):
+        # Those of one example, whatever the head.
+        return self.bias.scores(jnp.take(self.places[0], rows, mode="clip"), columns)
+
+    def dense(self, N, T, S):
+        return _each(self.per_item(len(self.places), N, 1), T, S)
 
 
 @jax.tree_util.register_dataclass

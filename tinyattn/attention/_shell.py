@@ -63,11 +63,11 @@ class Shell(nn.Module):
         if shared:
             options["shared"] = shared
         given = _inputs(variant, self.config, inputs, memory, **options) | dict(held or {})
+        if bias is not None:
+            given["bias"] = bias
         if state is not None:
             out, state = variant.step(self.config, state, **given, active=active)
             return merge(out, inputs.shape[-1], kernel_init=self.out_init), given, state
-        if bias is not None:
-            given["bias"] = bias
         out = variant.attend(self.config, **given, mask=mask)
         out = merge(out, inputs.shape[-1], kernel_init=self.out_init)
         return (out, given) if return_heads else out

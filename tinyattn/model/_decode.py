@@ -6,16 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import activations, attention, masks
+from tinyattn import activations, attention, biases, masks
 from tinyattn.masks import Mask
-from tinyattn.model._checks import BIASED
 from tinyattn.model._config import Config, decoder, encoder
 from tinyattn.model._costs import keeps
 from tinyattn.model._embedding import Embedding
 from tinyattn.model._layers import Block, LayerState, Memory
 from tinyattn.model._layout import REUSE, maker, mixers
 from tinyattn.model._norm import norm
-from tinyattn.model._transformer import Transformer, logits, mask, table_path
+from tinyattn.model._transformer import Transformer, logits, mask, position_bias, table_path
 
 
 class State(NamedTuple):
@@ -101,11 +100,6 @@ def check_decodes(config: Config, capacity: int) -> None:
             f"a model that writes is causal, reads tokens and has an output for each: model.causal="
             f"{config.causal}, model.pool={config.pool!r}, model.inputs={config.inputs!r}"
         )
-    if config.positions in BIASED:
-        raise ValueError(
-            f"model.positions={config.positions!r} adds a bias to the scores, which no variant's step"
-            f" takes; choose 'learned', 'sinusoidal', 'rotary' or 'none'"
-        )
     for variant, _ in mixers(config):
         if not hasattr(variant, "step"):
             name = variant.__name__.rsplit(".", 1)[-1]
@@ -162,6 +156,8 @@ class _Step(nn.Module):
             x = norm(config, "norm", x)
         # With what is held, nothing that is made of these tokens is used, so it is not computed.
         shared, layers, any_token = None, [], jnp.zeros_like(x)
+        if (bias := position_bias(self)) is not None:
+            bias = biases.Placed(bias, at)
         for i, own in enumerate(state.layers):
             source, memory = maker(config, i), None
             given = None if source == i else shared
@@ -172,7 +168,7 @@ class _Step(nn.Module):
                 memory = Memory(any_token, Mask(key_valid=state.valid), state.crossed[i])
             options = {"positions": at, "memory": memory, "state": own, "active": active}
             block = Block(config, layer=i, name=f"block_{i}")
-            mixed = block(x, Mask(), shared=given, **options)
+            mixed = block(x, Mask(), bias, shared=given, **options)
             x = mixed.tokens
             if given is None:
                 shared = {name: mixed.heads[name] for name in REUSE[config.reuse]}

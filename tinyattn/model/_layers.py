@@ -181,7 +181,7 @@ class Block(nn.Module):
         if state is None:
             y, heads = mix(y, **options, mask=mask, bias=bias, return_heads=True)
         else:
-            y, heads, mixer = mix(y, **options, state=state.mixer, active=active)
+            y, heads, mixer = mix(y, **options, bias=bias, state=state.mixer, active=active)
             state = LayerState(mixer, past)
         x = self._after("attention", x, y, rngs[0], batch)
 

@@ -104,19 +104,9 @@ class Transformer(nn.Module):
             params = params[name]
         return params
 
-    def _bias(self):
-        """The bias of all layers' scores, with its one table of parameters where it has one."""
-        N = mixers(self.config)[0][1].num_heads
-        if self.config.positions == "alibi":
-            return biases.Linear(biases.slopes(N))
-        if self.config.positions == "relative":
-            normal = nn.initializers.truncated_normal(0.02)
-            return biases.Relative(self.param("relative", normal, (N, BUCKETS)))
-        return None
-
     def _layers(self, x, seen: Mask, rng, auxiliary, common):
         """The tokens after all layers, and the layers' own losses [B], or None."""
-        config, bias = self.config, self._bias()
+        config, bias = self.config, position_bias(self)
         names = [f"block_{i}" for i in range(config.num_layers)]
 
         def layer_rng(i):
@@ -156,6 +146,18 @@ class Transformer(nn.Module):
             for i, name in enumerate(names):
                 self.put_variable(collection, name, jax.tree.map(lambda x, i=i: x[i], tree))
         return x, None if losses is None else losses.sum(0)
+
+
+def position_bias(module: nn.Module) -> biases.Bias | None:
+    """The bias of all layers' scores, with its one table of parameters where it has one."""
+    config = module.config
+    N = mixers(config)[0][1].num_heads
+    if config.positions == "alibi":
+        return biases.Linear(biases.slopes(N))
+    if config.positions == "relative":
+        normal = nn.initializers.truncated_normal(0.02)
+        return biases.Relative(module.param("relative", normal, (N, BUCKETS)))
+    return None
 
 
 def logits(config: Config, x: jax.Array, table: jax.Array | None) -> jax.Array:

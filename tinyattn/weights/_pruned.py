@@ -143,9 +143,8 @@ class Kept(Node):
 
 def best(scores: jax.Array, zeros) -> jax.Array:
     """All but the `zeros` lowest of each row of scores [G, U], bool; of equal ones the first are kept."""
-    ahead = jnp.argsort(-scores, axis=-1, stable=True)
-    rank = jnp.argsort(ahead, axis=-1)
-    return rank < scores.shape[-1] - zeros
+    kept = scores.shape[-1] - zeros
+    return jax.vmap(lambda row: _masks.top(row, kept))(scores)
 
 
 def masks(config: Any, theta: Any) -> dict[str, Mask]:

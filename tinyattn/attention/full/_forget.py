@@ -38,12 +38,13 @@ def log_gates(forget) -> jax.Array:
     return jnp.maximum(jax.nn.log_sigmoid(wide), LEAST)
 
 
-def bias(forget, mask: Mask) -> biases.Decay:
+def bias(forget, mask: Mask, other: biases.Bias | None = None) -> biases.Bias:
     """Σ_{s<r<=t} log sigmoid(forget_r) over the tokens r that the mask shows to t.
 
     Args:
       forget: Logits [B, T, N].
       mask: Causal.
+      other: A bias to add.
 
     Raises:
       ValueError: It is not.
@@ -57,19 +58,45 @@ def bias(forget, mask: Mask) -> biases.Decay:
         forget = jnp.where(mask.key_valid[..., None], forget, jnp.inf)
     logs = log_gates(forget)
     if mask.segments:
-        return biases.Decay(*_sums_of_segments(logs, mask.segments))
-    total = jnp.cumsum(logs, axis=1)
-    return biases.Decay(total, total)
+        return _with(other, biases.Decay(*_sums_of_segments(logs, mask.segments)))
+    total, rest = _sums(logs, jnp.zeros((1, logs.shape[1], 1), bool))
+    return _with(other, biases.Decay(total, total, (rest, rest)))
 
 
-def cached(log_decay) -> biases.Decay:
+def cached(log_decay, other: biases.Bias | None = None) -> biases.Bias:
     """The same for the last of all tokens so far, from the logarithms [B, S, N] of a cache."""
-    total = jnp.cumsum(log_decay, axis=1)
-    return biases.Decay(total[:, -1:], total)
+    later = jnp.pad(log_decay[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    since = jax.lax.cumsum(later, axis=1, reverse=True)
+    return _with(other, biases.Decay(jnp.zeros_like(since[:, :1]), -since))
+
+
+def _with(other, decay):
+    return decay if other is None else biases.Sum((other, decay))
+
+
+def _sums(steps, first):
+    """Running sums along axis 1 that start anew where `first` is, and what each is off by.
+
+    A difference of two sums from the start has few digits left after a strong decay; with what rounding
+    has taken off both, it has all of them. Neither sum depends on another segment to the last bit.
+
+    Source: Knuth 1969, "The art of computer programming", volume 2, section 4.2.2, theorem B.
+    """
+
+    def join(a, b):
+        (begun, left, off), (first, right, more) = a, b
+        total = left + right
+        own = total - left
+        off = off + more + ((left - (total - own)) + (right - own))
+        return begun | first, jnp.where(first, right, total), jnp.where(first, more, off)
+
+    first = jnp.broadcast_to(first, steps.shape)
+    _, sums, rest = jax.lax.associative_scan(join, (first, steps, jnp.zeros_like(steps)), axis=1)
+    return sums, jax.lax.stop_gradient(rest)
 
 
 def _sums_of_segments(logs, segments):
-    """Sums up to each query and up to each key [B, T, N], each within its own segment."""
+    """Sums up to each query and up to each key [B, T, N], each within its own segment, and their rests."""
     B, T, _ = logs.shape
 
     def both(keys, queries):
@@ -86,11 +113,6 @@ def _sums_of_segments(logs, segments):
     changes = [jnp.diff(sort(x), axis=1) != 0 for x in ids]
     first = jnp.pad(sum(changes) > 0, ((0, 0), (1, 0)), constant_values=True)[..., None]
     steps = jnp.take_along_axis(both(logs, jnp.zeros_like(logs)), order[..., None], axis=1)
-
-    def join(a, b):
-        """A sum starts anew where a segment does, so that none depends on another to the last bit."""
-        return a[0] | b[0], jnp.where(b[0], b[1], a[1] + b[1])
-
-    _, sums = jax.lax.associative_scan(join, (first, steps), axis=1)
-    sums = jnp.take_along_axis(sums, jnp.argsort(order, axis=1)[..., None], axis=1)
-    return sums[:, T:], sums[:, :T]
+    back = jnp.argsort(order, axis=1)[..., None]
+    sums, rest = (jnp.take_along_axis(x, back, axis=1) for x in _sums(steps, first))
+    return sums[:, T:], sums[:, :T], (rest[:, T:], rest[:, :T])

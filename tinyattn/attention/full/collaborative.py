@@ -123,11 +123,12 @@ def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32)
     return state._replace(key=jnp.zeros((B, capacity, 1, config.shared(H)), dtype))
 
 
-def step(config: Config, state: cache.Cache, query, key, value, active=None):
+def step(config: Config, state: cache.Cache, query, key, value, active=None, bias=None):
     """One token more, as `dense.step`."""
     active = jnp.ones(query.shape[0], bool) if active is None else active
     state = cache.write(state, key, value, active)
-    out = attend(config, query, state.key, state.value, masks.padding(cache.valid(state)))
+    seen = masks.padding(cache.valid(state))
+    out = attend(config, query, state.key, state.value, seen, bias)
     return cache.full(state, out), state
 
 

@@ -24,7 +24,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention, biases, masks
+from tinyattn import attention, masks
 from tinyattn.attention._core import cache, softmax
 from tinyattn.attention.full import _forget, _options
 from tinyattn.masks import Mask
@@ -111,8 +111,7 @@ def attend(
     _options.check(config, query, sink=sink, gate=gate, forget=forget)
     if config.forget:
         key, forget = _forget.contain(key, forget)
-        decay = _forget.bias(forget, mask)
-        bias = decay if bias is None else biases.Sum((bias, decay))
+        bias = _forget.bias(forget, mask, bias)
     return _mix(config, query, key, value, mask, bias, sink, gate)
 
 
@@ -137,7 +136,7 @@ def init_state(config: attention.Heads, B: int, capacity: int, H: int, dtype=jnp
 
 
 def step(
-    config, state: cache.Cache, query, key, value, active=None, *, sink=None, gate=None, forget=None
+    config, state, query, key, value, active=None, bias=None, *, sink=None, gate=None, forget=None
 ):
     """One token more: its output [B, 1, N, H] among all tokens so far, and the new state.
 
@@ -149,6 +148,7 @@ def step(
       value: [B, 1, K, H].
       active: bool [B], examples that get a token; None is all. The output of the others means nothing
         and their state stays.
+      bias: A `tinyattn.biases.Bias` of the scores of this query and all slots.
       sink: [N].
       gate: [B, 1, N, H].
       forget: [B, 1, N].
@@ -160,13 +160,13 @@ def step(
     config = _own(config)
     _options.check(config, query, sink=sink, gate=gate, forget=forget)
     active = jnp.ones(query.shape[0], bool) if active is None else active
-    log_decay = bias = None
+    log_decay = None
     if config.forget:
         key, forget = _forget.contain(key, forget)
         log_decay = _forget.log_gates(forget)
     state = cache.write(state, key, value, active, log_decay)
     if config.forget:
-        bias = _forget.cached(state.log_decay)
+        bias = _forget.cached(state.log_decay, bias)
     seen = masks.padding(cache.valid(state))
     out = _mix(config, query, state.key, state.value, seen, bias, sink, gate)
     return cache.full(state, out), state

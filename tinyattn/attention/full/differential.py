@@ -136,7 +136,9 @@ def attend(config: Config, query, key, value, mask: Mask, lambdas, norm, bias=No
 init_state, state_bytes = dense.init_state, dense.state_bytes
 
 
-def step(config: Config, state: cache.Cache, query, key, value, lambdas, norm, active=None):
+def step(
+    config: Config, state: cache.Cache, query, key, value, lambdas, norm, active=None, bias=None
+):
     """One token more: its output [B, 1, N, H] among all tokens so far, and the new state.
 
     Args:
@@ -149,6 +151,7 @@ def step(config: Config, state: cache.Cache, query, key, value, lambdas, norm, a
       norm: [2H].
       active: bool [B], examples that get a token; None is all. The output of the others means nothing
         and their state stays.
+      bias: A `tinyattn.biases.Bias` of the N maps.
 
     Returns:
       The output, NaN beyond the capacity, and the state.
@@ -156,7 +159,7 @@ def step(config: Config, state: cache.Cache, query, key, value, lambdas, norm, a
     active = jnp.ones(query.shape[0], bool) if active is None else active
     state = cache.write(state, key, value, active)
     seen = masks.padding(cache.valid(state))
-    out = attend(config, query, state.key, state.value, seen, lambdas, norm)
+    out = attend(config, query, state.key, state.value, seen, lambdas, norm, bias)
     return cache.full(state, out), state
 
 

@@ -169,7 +169,9 @@ def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32)
     return state._replace(key=jnp.zeros((B, capacity, 1, config.rope_dim), dtype))
 
 
-def step(config: Config, state: cache.Cache, query, key, value, up_key, up_value, active=None):
+def step(
+    config: Config, state: cache.Cache, query, key, value, up_key, up_value, active=None, bias=None
+):
     """One token more: its output [B, 1, N, H] among all tokens so far, and the new state.
 
     Args:
@@ -182,6 +184,7 @@ def step(config: Config, state: cache.Cache, query, key, value, up_key, up_value
       up_value: [R, N, H].
       active: bool [B], examples that get a token; None is all. The output of the others means nothing
         and their state stays.
+      bias: A `tinyattn.biases.Bias` of the N heads.
 
     Returns:
       The output, NaN beyond the capacity, and the state.
@@ -194,7 +197,7 @@ def step(config: Config, state: cache.Cache, query, key, value, up_key, up_value
     absorbed = jnp.concatenate([own, turned.astype(own.dtype)], axis=-1)
     kept = jnp.concatenate([state.value, state.key], axis=-1)
     seen, scale = masks.padding(cache.valid(state)), 1 / math.sqrt(query.shape[-1])
-    mixed = softmax.attend(absorbed, kept, state.value, seen, scale=scale)
+    mixed = softmax.attend(absorbed, kept, state.value, seen, scale=scale, bias=bias)
     out = _product("btnr,rnh->btnh", mixed, up_value).astype(query.dtype)
     return cache.full(state, out), state
 

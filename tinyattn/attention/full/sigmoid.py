@@ -85,11 +85,12 @@ def _offset(config: Config, allowed: jax.Array, dtype):
 init_state, state_bytes = dense.init_state, dense.state_bytes
 
 
-def step(config: Config, state: cache.Cache, query, key, value, active=None):
+def step(config: Config, state: cache.Cache, query, key, value, active=None, bias=None):
     """One token more, as `dense.step`: the keys that it may see are those so far."""
     active = jnp.ones(query.shape[0], bool) if active is None else active
     state = cache.write(state, key, value, active)
-    out = attend(config, query, state.key, state.value, masks.padding(cache.valid(state)))
+    seen = masks.padding(cache.valid(state))
+    out = attend(config, query, state.key, state.value, seen, bias)
     return cache.full(state, out), state
 
 

@@ -179,7 +179,7 @@ def init_state(config: Config, B: int, capacity: int, H: int, dtype=jnp.float32)
     return empty._replace(key=empty.key[..., :0])
 
 
-def step(config: Config, state: cache.Cache, query, key, value, columns, rows=None, active=None):
+def step(config: Config, state, query, key, value, columns, rows=None, active=None, bias=None):
     """One token more, as `dense.step`: its own scores, or those of its position."""
     active = jnp.ones(query.shape[0], bool) if active is None else active
     at, N = state.length, query.shape[2]
@@ -192,6 +192,8 @@ def step(config: Config, state: cache.Cache, query, key, value, columns, rows=No
         scores = jnp.einsum("nrb,nrs->bns", rows[:, :, at].astype(dtype), columns)[:, :, None]
     else:
         scores = columns[:, at].swapaxes(0, 1)[:, :, None]
+    if bias is not None:
+        scores += bias.dense(N, 1, scores.shape[-1])
     weights = pieces.softmax(scores, cache.valid(state)[:, None, None])
     values = attention.repeat_heads(state.value.astype(dtype), N)
     out = jnp.einsum("bnts,bsnh->btnh", weights, values).astype(query.dtype)

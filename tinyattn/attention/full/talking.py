@@ -103,12 +103,14 @@ def attend(config: Config, query, key, value, mask: Mask, before, after, bias=No
 init_state, state_bytes = dense.init_state, dense.state_bytes
 
 
-def step(config: Config, state: cache.Cache, query, key, value, before, after, active=None):
+def step(
+    config: Config, state: cache.Cache, query, key, value, before, after, active=None, bias=None
+):
     """One token more, as `dense.step`, with the mixtures of `attend`."""
     active = jnp.ones(query.shape[0], bool) if active is None else active
     state = cache.write(state, key, value, active)
     seen = masks.padding(cache.valid(state))
-    out = attend(config, query, state.key, state.value, seen, before, after)
+    out = attend(config, query, state.key, state.value, seen, before, after, bias)
     return cache.full(state, out), state
 
 
