@@ -37,7 +37,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, batch: Batch | None = None):
-        """[B, T, D] to the same, by running averages; or by the batch's own, which the averages follow."""
+        """[B, T, D] to the same, by running averages; or by those of a batch, which the averages follow."""
         D = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (D,))
         bias = self.param("bias", nn.initializers.zeros, (D,))

@@ -48,7 +48,8 @@ class Transformer(nn.Module):
           inputs: [B, T] ids, [B, height, width, channels] images or [B, T, features] frames.
           key_valid: bool [B, T], False at padding; None where there is none.
           token_types: int [B, T]; None is all zeros.
-          rng: For dropout, in training; None is evaluation.
+          rng: For dropout, in training, where a batch norm reads the batch, and puts what its running
+            averages become into the collection `weights.MOVED`, if that is mutable; None is evaluation.
           auxiliary: Whether the variants' own losses are asked for.
           segment_ids: int [B, T]: several texts packed into a row, each a run of equal ids, which do not
             see each other and whose positions count from 0; None is one text.

@@ -77,7 +77,8 @@ class Moved(Fixed):
     """An array that is stored, and that a training pass moves by itself, as a running average of it.
 
     A Linen module declares it as a parameter, `self.param(name, lambda rng: Moved(array))`, and in training
-    puts the next value at the same place of the collection `MOVED`. Weight schemes do not see it.
+    puts the next value, the same on all devices, at the same place of the collection `MOVED`. Weight
+    schemes do not see it.
     """
 
 
