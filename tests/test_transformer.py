@@ -142,7 +142,7 @@ def test_gradients_reach_every_parameter():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "group"}, "model.norm='group'; Valid names: layernorm, rmsnorm, batchnorm"),
+        ({"norm": "group"}, "model.norm='group'; Valid names: batchnorm, layernorm, rmsnorm"),
         ({"ffn": "glu"}, "model.ffn='glu'; did you mean .*'geglu'"),
         ({"norm_place": "before"}, "model.norm_place='before'"),
         ({"decoder_layers": -1}, "model.decoder_layers=-1 must be at least 0"),
