@@ -1,5 +1,6 @@
 """Options and settings of the whole suite."""
 
+import gc
 import os
 import pathlib
 
@@ -31,6 +32,13 @@ def pytest_configure(config):
     for flags in (SAME, CHEAP if config.option.markexpr == "not optimised" else ""):
         if flags not in os.environ.get("XLA_FLAGS", ""):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+
+
+def pytest_collection_finish():
+    """Looks for garbage less often: a program being traced is many objects, and none of them garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_addoption(parser):

@@ -41,7 +41,10 @@ class Hidden(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What one block of queries sees of its item's arrays, and how."""
+    """What one block of queries sees of its item's arrays, and how.
+
+    `runs` are (start among the padded keys, length) of what was cut from them; () is all of them.
+    """
 
     rows: jax.Array
     columns: jax.Array
@@ -49,6 +52,7 @@ class Block(NamedTuple):
     allowed: jax.Array | None
     poison: jax.Array | None
     keep: jax.Array | None
+    runs: tuple[tuple[jax.Array, int], ...]
 
 
 def _starts(static, hidden, index, i):
@@ -75,12 +79,13 @@ def block_of(static, hidden, index, i, arrays, axes) -> Block:
     rows = static.row + i * static.C + jnp.arange(static.C)
     mask = jax.tree.map(lambda x: _own(x, static, index, heads=False)[None], hidden.mask)
     poison = None if hidden.poison is None else _own(hidden.poison, static, index, heads=True)
+    cut = ()
     if not hidden.starts:
         columns, end = static.column + jnp.arange(static.S), static.column + static.S
         allowed = mask.allowed(rows, columns, end)[0] if mask.kinds else None
     else:
         reach, runs = max(static.lengths), list(_starts(static, hidden, index, i))
-        cut = [(start, static.lengths[number]) for number, start in runs]
+        cut = tuple((start, static.lengths[number]) for number, start in runs)
 
         def take(x, axis):
             slice_ = functools.partial(jax.lax.dynamic_slice_in_dim, x, axis=axis)
@@ -103,7 +108,7 @@ def block_of(static, hidden, index, i, arrays, axes) -> Block:
     if static.dropout:
         rng = jax.random.fold_in(jax.random.fold_in(hidden.rng, index), i)
         keep = jax.random.bernoulli(rng, 1 - static.dropout, shape)
-    return Block(rows, columns, arrays, allowed, poison, keep)
+    return Block(rows, columns, arrays, allowed, poison, keep, cut)
 
 
 def _factor(static, bias) -> float:
@@ -189,13 +194,12 @@ def backward(static, block: Block, query, bias, lse, delta, dout):
     return dquery, dbias, jnp.einsum("st,ht->sh", ds, query), dvalue
 
 
-def added(static, hidden, index, i, sums, new):
+def added(block: Block, sums, new):
     """Gradients of a block's keys and values added where they came from."""
-    if not hidden.starts:
+    if not block.runs:
         return [a + b for a, b in zip(sums, new, strict=True)]
     place = 0
-    for number, start in _starts(static, hidden, index, i):
-        length = static.lengths[number]
+    for start, length in block.runs:
 
         def add(total, part, start=start, place=place, length=length):
             part = part[place : place + length]

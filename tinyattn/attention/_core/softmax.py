@@ -165,12 +165,51 @@ def merge(parts) -> jax.Array:
     return (shares[..., None] * outs).sum(0).astype(outs.dtype)
 
 
-def _map(static, item, *xs):
-    """item(index, *x) over all items, one after the other or in one batch."""
-    index = jnp.arange(xs[0].shape[0])
+def _over(static, one, own, blocks, like=()):
+    """one(sums, (index, i), own, blocks) -> (sums, out) of every block i of every item.
+
+    Items go one after the other or, short, in one batch within each block: batching a loop from outside
+    would trace its body three times.
+
+    Args:
+      static: The program.
+      one: For arrays without the axes of items and blocks.
+      own: Arrays [items, ...].
+      blocks: Arrays [items, blocks, ...].
+      like: Arrays of which the sums have the shape, [items, ...].
+
+    Returns:
+      The sums [items, ...] over an item's blocks, and the outputs [items, blocks, ...].
+    """
+    items, count = blocks[0].shape[:2]
+    index = jnp.arange(items)
+    wide = jnp.promote_types(blocks[0].dtype, jnp.float32)
+
+    def loop(step, blocks, like):
+        """step(sums, i, blocks) over arrays [blocks, ...]; a single one without a loop."""
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), like)
+        if count > 1:
+            return jax.lax.scan(
+                lambda sums, x: step(sums, *x), zeros, (jnp.arange(count), tuple(blocks))
+            )
+        sums, out = step(zeros, 0, tuple(x[0] for x in blocks))
+        return sums, jax.tree.map(lambda x: x[None], out)
+
     if streams(static.S):
-        return jax.lax.map(lambda own: item(*own), (index, *xs))
-    return jax.vmap(item)(index, *xs)
+
+        def item(x):
+            index, own, blocks, like = x
+            return loop(lambda sums, i, x: one(sums, (index, i), own, x), blocks, like)
+
+        return jax.lax.map(item, (index, own, tuple(blocks), like))
+
+    def together(sums, i, x):
+        return jax.vmap(lambda sums, index, own, x: one(sums, (index, i), own, x))(
+            sums, index, own, x
+        )
+
+    sums, out = loop(together, [x.swapaxes(0, 1) for x in blocks], like)
+    return sums, jax.tree.map(lambda x: x.swapaxes(0, 1), out)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -179,25 +218,15 @@ def _attend(static, query, key, value, bias, sink, hidden):
 
 
 def _attend_fwd(static, query, key, value, bias, sink, hidden):
-    def item(index, queries, key, turned_value, bias, sink):
-        def one(x):
-            i, query = x
-            block = block_of(static, hidden, index, i, (key, turned_value), (0, 1))
-            return forward(static, block, query, bias, sink)
+    def one(sums, place, own, blocks):
+        *keys, bias, sink = own
+        block = block_of(static, hidden, *place, keys, (0, 1))
+        return sums, forward(static, block, *blocks, bias, sink)
 
-        return _each(one, queries)
-
-    laid = queries_of(static, query), keys_of(static, key), keys_of(static, value, turned=True)
-    out, lse = _map(static, item, *laid, bias, sink)
+    keys = keys_of(static, key), keys_of(static, value, turned=True)
+    _, (out, lse) = _over(static, one, (*keys, bias, sink), (queries_of(static, query),))
     out, shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
     return (out, shown), (query, key, value, bias, sink, hidden, out, lse)
-
-
-def _each(function, queries):
-    """function((i, queries[i])) over the blocks of an item; a single one without a loop."""
-    if queries.shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], function((0, queries[0])))
-    return jax.lax.map(function, (jnp.arange(queries.shape[0]), queries))
 
 
 def _attend_bwd(static, saved, cotangents):
@@ -208,28 +237,18 @@ def _attend_bwd(static, saved, cotangents):
     delta = (out.astype(wide) * dout.astype(wide)).sum(-1) - dlse
     delta = queries_of(static, delta[..., None])  # [items, blocks, 1, t]
 
-    def item(index, queries, key, turned_key, value, bias, lse, delta, dout):
-        def one(sums, x):
-            i, query, *rest = x
-            block = block_of(static, hidden, index, i, (key, turned_key, value), (0, 1, 0))
-            dquery, dbias, *new = backward(static, block, query, bias, *rest)
-            sums = (
-                jax.tree.map(jnp.add, sums[0], dbias),
-                *added(static, hidden, index, i, sums[1:], new),
-            )
-            return sums, dquery.astype(query.dtype)
-
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), (bias, key, value))
-        xs = (jnp.arange(queries.shape[0]), queries, lse, delta, dout)
-        if queries.shape[0] == 1:
-            sums, dquery = one(zeros, (0, *(x[0] for x in xs[1:])))
-            return dquery[None], sums
-        sums, dqueries = jax.lax.scan(one, zeros, xs)
-        return dqueries, sums
+    def one(sums, place, own, blocks):
+        *keys, bias = own
+        query, *rest = blocks
+        block = block_of(static, hidden, *place, keys, (0, 1, 0))
+        dquery, dbias, *new = backward(static, block, query, bias, *rest)
+        sums = jax.tree.map(jnp.add, sums[0], dbias), *added(block, sums[1:], new)
+        return sums, dquery.astype(query.dtype)
 
     keys = keys_of(static, key), keys_of(static, key, turned=True), keys_of(static, value)
-    laid = queries_of(static, query), *keys, bias, lse, delta, queries_of(static, dout)
-    dqueries, (dbias, dkey, dvalue) = _map(static, item, *laid)
+    blocks = queries_of(static, query), lse, delta, queries_of(static, dout)
+    sums, dqueries = _over(static, one, (*keys, bias), blocks, (bias, keys[0], keys[2]))
+    dbias, dkey, dvalue = sums
     dbias = jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, bias)
     dsink = None
     if sink is not None:
