@@ -1,6 +1,7 @@
 """Masks of weights: learned through an estimator of their gradient, and what is stored of them."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -24,6 +25,7 @@ def through(scores: jax.Array, hard: jax.Array) -> jax.Array:
 through.defvjp(lambda scores, hard: (hard, None), lambda _, dy: (dy, jnp.zeros_like(dy)))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def top(scores, count: int):
     """Exactly `count` of the best scores, bool; of equal ones the first.
 
