@@ -16,7 +16,7 @@ ablation: $(VENV)/core.ok
 
 test: $(VENV)/test.ok lint
 	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not optimised"
-	$(PYTHON) -m pytest -n 2 --dist worksteal -m optimised
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m optimised $$(grep -l "mark.optimised" tests/test_*.py)
 
 lint: $(VENV)/test.ok
 	$(PYTHON) -m ruff check .

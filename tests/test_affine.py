@@ -10,8 +10,6 @@ import pytest
 
 from tinyattn import affine, initializers
 
-pytestmark = pytest.mark.optimised
-
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 1e-2}
 # Narrower than its output, wider, and as wide; a matrix and a batch of sequences.
 SHAPES = [((6,), 3, 5), ((6,), 5, 3), ((2, 4), 3, 5), ((2, 4), 5, 3), ((2, 4), 5, 5)]
@@ -32,6 +30,7 @@ def close(got, want, tolerance):
     assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("shape", "d_in", "d_out"), SHAPES)
 def test_equals_the_product_in_value_and_gradients(shape, d_in, d_out, dtype, x64):
@@ -53,6 +52,7 @@ def test_equals_the_product_in_value_and_gradients(shape, d_in, d_out, dtype, x6
         close(ours, theirs, TOLERANCE[dtype])
 
 
+@pytest.mark.optimised
 def test_sums_of_bfloat16_are_kept_in_float32():
     """Added up in bfloat16, 4,096 ones stop at 256."""
     x, weight = jnp.ones((4096, 3), jnp.bfloat16), jnp.ones((4096, 5), jnp.bfloat16)

@@ -475,20 +475,21 @@ def learned(module, config):
     x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
 
     def loss(params):
-        return jnp.square(layer.apply({"params": params}, x) - y).mean()
+        out = layer.apply({"params": params}, x)
+        return jnp.square(out - y).mean(), out
 
     def step(carry, _):
         params, opt = carry
-        value, grads = jax.value_and_grad(loss)(params)
+        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt = optimizer.update(grads, opt)
-        return (optax.apply_updates(params, updates), opt), (value, grads)
+        return (optax.apply_updates(params, updates), opt), (out, value, grads)
 
     @jax.jit
     def learn(rng):
-        out, variables = layer.init_with_output(rng, x)
+        variables = layer.init(rng, x)
         params = variables["params"]
-        found = jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
-        return variables, out, *found
+        outs, *found = jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
+        return variables, outs[0], *found
 
     return jax.tree.map(np.asarray, learn(jax.random.PRNGKey(1)))
 
