@@ -1,4 +1,10 @@
-"""Options and settings of the whole suite."""
+"""Options and settings of the whole suite.
+
+Its time is that of tracing and compiling: a fifth of a second a program, however small its arrays. So the
+tests of a file share jitted functions and shapes, compile a formula whole and not operation by operation,
+draw and change inputs by NumPy, and are `optimised`, which is four times as dear, only where an optimising
+compiler could break what they test.
+"""
 
 import gc
 import os

@@ -151,12 +151,13 @@ def test_it_is_the_sum_over_layers_of_means_over_tokens(changes):
     assert got.shape == (B,) and got.dtype == jnp.float32
 
     seen, want = masks.causal() & masks.padding(valid), np.zeros(B)
-    x = model.Embedding(made.config).apply({"params": params["embedding"]}, IDS)
+    x = jax.jit(model.Embedding(made.config).apply)({"params": params["embedding"]}, IDS)
     for i, (variant, fields) in enumerate(model.mixers(made.config)):
         block = model.Block(made.config, layer=i)
         x, heads, *_ = jax.jit(block.apply)({"params": params[f"block_{i}"]}, x, seen)
         if variant is dsa:
-            each = np.asarray(dsa.auxiliary(fields, **heads, mask=seen), np.float64)
+            own = jax.jit(functools.partial(dsa.auxiliary, fields))
+            each = np.asarray(own(**heads, mask=seen), np.float64)
             want += [row[:length].mean() for row, length in zip(each, lengths, strict=True)]
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 

@@ -98,7 +98,7 @@ def test_our_encoder_equals_itself_folded(name, scan, double):
 def test_flaxs_dense_layers_equal_themselves_folded(name, dtype):
     x = np.random.default_rng(1).standard_normal((2, 3, 10)).astype(np.float32)
     module = Dense(dtype)
-    params = module.init(RNG, x)["params"]
+    params = jax.jit(module.init)(RNG, x)["params"]
     factored, folded, count = both(module, KERNELS[name], params, x)
     close(factored, folded, {"float32": 1e-5, "bfloat16": 0.03}[dtype])
     assert count == 2
@@ -187,7 +187,7 @@ def test_a_frozen_layer_beside_others_pays_for_no_gradient(frozen):
         return params | {name: jax.tree.map(weights.Fixed, params[name]) for name in frozen}
 
     module = Three()
-    params = module.init(RNG, jnp.ones((T, I)))["params"]
+    params = jax.jit(module.init)(RNG, jnp.ones((T, I)))["params"]
     x = np.random.default_rng(1).standard_normal((T, I)).astype(np.float32)
     trainable, rest = weights.partition(fix(RNG, params))
 

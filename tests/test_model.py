@@ -212,7 +212,7 @@ def test_depth_scaling_is_of_what_writes_to_the_residual_stream(monkeypatch):
     """And of nothing else: 1 / sqrt(2 L) of the named initialiser's."""
     monkeypatch.setitem(initializers.INITIALIZERS, "ones", lambda: nn.initializers.ones)
     made = encoder(**PATCHES, positions="none", init="ones", depth_scaling="residual", num_layers=3)
-    params = made.init(RNG, IMAGES)["params"]
+    params = jax.jit(made.init)(RNG, IMAGES)["params"]
     kernels = {
         leaf: set(np.asarray(kernel).flat)
         for path, kernel in jax.tree_util.tree_leaves_with_path(params)
