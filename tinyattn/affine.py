@@ -7,6 +7,7 @@ product x^T dy, a third of the work of a step, is not run.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -225,6 +226,11 @@ def takes(module: nn.Module, *args, **kwargs) -> frozenset[str]:
 
     The module is traced as by `init`, with the same arguments; nothing is computed.
     """
+    return traced(module, *args, **kwargs)[1]
+
+
+def traced(module: nn.Module, *args, **kwargs) -> tuple[Any, frozenset[str]]:
+    """Shapes of a module's params, and what `takes` finds, by one trace."""
     found = set()
 
     def record(call, args, kwargs, context):
@@ -234,5 +240,5 @@ def takes(module: nn.Module, *args, **kwargs) -> frozenset[str]:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), *args, **kwargs))
-    return frozenset(found)
+        shapes = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), *args, **kwargs))
+    return shapes["params"], frozenset(found)

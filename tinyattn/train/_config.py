@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tinyattn import model, weights
+from tinyattn import affine, model, weights
 from tinyattn.tasks import Split, Task
 
 
@@ -70,14 +70,19 @@ class Config:
             raise ValueError(f"train.patience={self.patience} needs evaluations: set eval_every")
 
 
-def check(encoder: model.Transformer, scheme: weights.Scheme, task: Task, settings: Config) -> None:
+def check(
+    encoder: model.Transformer, scheme: weights.Scheme, task: Task, settings: Config
+) -> frozenset[str]:
     """Refuses parts that do not fit together, before anything is compiled.
+
+    Returns:
+      The kernels that the model takes in factors, of `affine.takes`, for it is traced here.
 
     Raises:
       ValueError: They do not; the message has names, values and the remedy.
     """
     _check_task(encoder.config, task, settings)
-    _check_weights(encoder, scheme, task, settings)
+    return _check_weights(encoder, scheme, task, settings)
 
 
 def _check_task(encoder: model.Config, task: Task, settings: Config) -> None:
@@ -127,13 +132,15 @@ def _check_labels(encoder: model.Config, name: str, split: Split) -> None:
 
 def _check_weights(
     encoder: model.Transformer, scheme: weights.Scheme, task: Task, settings: Config
-) -> None:
+) -> frozenset[str]:
     """Traces the model and lets the scheme have a tree of ones: either may refuse the other."""
     few = jax.tree.map(lambda x: x[:1], task.train)
     rng = jax.random.PRNGKey(0)
-    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), _shapes(encoder, few))
+    shapes, takes = affine.traced(encoder, **few.given)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
     theta = scheme.init(rng, ones)
     removed(encoder, scheme.update(theta, settings.steps - 1), few)
+    return takes
 
 
 def _shapes(encoder: model.Transformer, few: Split):

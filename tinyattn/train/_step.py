@@ -92,10 +92,7 @@ def make(config: Mapping[str, Any]) -> Program:
     scheme = weights.build(config["weights"])
     encoder = model.build(config["model"])
     task = tasks.load(config["task"], config.get("data"))
-    check(encoder, scheme, task, settings)
-
-    few = jax.tree.map(lambda x: x[:1], task.train)
-    takes = affine.takes(encoder, **few.given)
+    takes = check(encoder, scheme, task, settings)
     init_params = initial(encoder, task, settings.pretrained)
 
     def init(seed: int) -> State:

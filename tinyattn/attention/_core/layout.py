@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+
+from tinyattn.attention._core.plan import streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,53 @@ def of_keys(static, x, like):
     reach = max(static.lengths, default=0)
     x = x.reshape(-1, static.K, *x.shape[1:]).swapaxes(1, 2)
     return x[:, reach : reach + static.S].astype(like.dtype)
+
+
+def over(static, one, own, blocks, like=()):
+    """one(sums, (index, i), own, blocks) -> (sums, out) of every block i of every item.
+
+    Items go one after the other or, short, in one batch within each block: batching a loop from outside
+    would trace its body three times.
+
+    Args:
+      static: The program.
+      one: For arrays without the axes of items and blocks.
+      own: Arrays [items, ...].
+      blocks: Arrays [items, blocks, ...].
+      like: Arrays of which the sums have the shape, [items, ...].
+
+    Returns:
+      The sums [items, ...] over an item's blocks, and the outputs [items, blocks, ...].
+    """
+    items, count = blocks[0].shape[:2]
+    index = jnp.arange(items)
+    wide = jnp.promote_types(blocks[0].dtype, jnp.float32)
+
+    def loop(step, blocks, like):
+        """step(sums, i, blocks) over arrays [blocks, ...]; a single one without a loop."""
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), like)
+        if count > 1:
+            return jax.lax.scan(
+                lambda sums, x: step(sums, *x), zeros, (jnp.arange(count), tuple(blocks))
+            )
+        sums, out = step(zeros, 0, tuple(x[0] for x in blocks))
+        return sums, jax.tree.map(lambda x: x[None], out)
+
+    if streams(static.S):
+
+        def item(x):
+            index, own, blocks, like = x
+            return loop(lambda sums, i, x: one(sums, (index, i), own, x), blocks, like)
+
+        return jax.lax.map(item, (index, own, tuple(blocks), like))
+
+    def together(sums, i, x):
+        return jax.vmap(lambda sums, index, own, x: one(sums, (index, i), own, x))(
+            sums, index, own, x
+        )
+
+    sums, out = loop(together, [x.swapaxes(0, 1) for x in blocks], like)
+    return sums, jax.tree.map(lambda x: x.swapaxes(0, 1), out)
 
 
 def contain(key, value):

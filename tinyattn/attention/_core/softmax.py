@@ -25,9 +25,18 @@ import jax.numpy as jnp
 from tinyattn.attention._core import vendor
 from tinyattn.attention._core.block import LOG2_E, Hidden, Spans, added, backward, block_of, forward
 from tinyattn.attention._core.exp2 import exp2
-from tinyattn.attention._core.layout import Static, contain, keys_of, of_keys, queries_of, tokens_of
+from tinyattn.attention._core.layout import (
+    Static,
+    contain,
+    keys_of,
+    of_keys,
+    over,
+    queries_of,
+    tokens_of,
+)
 from tinyattn.attention._core.plan import pairs as pairs
-from tinyattn.attention._core.plan import parts, plan, streams
+from tinyattn.attention._core.plan import parts, plan
+from tinyattn.attention._core.plan import streams as streams
 from tinyattn.masks import Mask
 
 # Logarithms of sums below this are of queries that see no key.
@@ -165,53 +174,6 @@ def merge(parts) -> jax.Array:
     return (shares[..., None] * outs).sum(0).astype(outs.dtype)
 
 
-def _over(static, one, own, blocks, like=()):
-    """one(sums, (index, i), own, blocks) -> (sums, out) of every block i of every item.
-
-    Items go one after the other or, short, in one batch within each block: batching a loop from outside
-    would trace its body three times.
-
-    Args:
-      static: The program.
-      one: For arrays without the axes of items and blocks.
-      own: Arrays [items, ...].
-      blocks: Arrays [items, blocks, ...].
-      like: Arrays of which the sums have the shape, [items, ...].
-
-    Returns:
-      The sums [items, ...] over an item's blocks, and the outputs [items, blocks, ...].
-    """
-    items, count = blocks[0].shape[:2]
-    index = jnp.arange(items)
-    wide = jnp.promote_types(blocks[0].dtype, jnp.float32)
-
-    def loop(step, blocks, like):
-        """step(sums, i, blocks) over arrays [blocks, ...]; a single one without a loop."""
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), like)
-        if count > 1:
-            return jax.lax.scan(
-                lambda sums, x: step(sums, *x), zeros, (jnp.arange(count), tuple(blocks))
-            )
-        sums, out = step(zeros, 0, tuple(x[0] for x in blocks))
-        return sums, jax.tree.map(lambda x: x[None], out)
-
-    if streams(static.S):
-
-        def item(x):
-            index, own, blocks, like = x
-            return loop(lambda sums, i, x: one(sums, (index, i), own, x), blocks, like)
-
-        return jax.lax.map(item, (index, own, tuple(blocks), like))
-
-    def together(sums, i, x):
-        return jax.vmap(lambda sums, index, own, x: one(sums, (index, i), own, x))(
-            sums, index, own, x
-        )
-
-    sums, out = loop(together, [x.swapaxes(0, 1) for x in blocks], like)
-    return sums, jax.tree.map(lambda x: x.swapaxes(0, 1), out)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(static, query, key, value, bias, sink, hidden):
     return _attend_fwd(static, query, key, value, bias, sink, hidden)[0]
@@ -224,7 +186,7 @@ def _attend_fwd(static, query, key, value, bias, sink, hidden):
         return sums, forward(static, block, *blocks, bias, sink)
 
     keys = keys_of(static, key), keys_of(static, value, turned=True)
-    _, (out, lse) = _over(static, one, (*keys, bias, sink), (queries_of(static, query),))
+    _, (out, lse) = over(static, one, (*keys, bias, sink), (queries_of(static, query),))
     out, shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
     return (out, shown), (query, key, value, bias, sink, hidden, out, lse)
 
@@ -247,7 +209,7 @@ def _attend_bwd(static, saved, cotangents):
 
     keys = keys_of(static, key), keys_of(static, key, turned=True), keys_of(static, value)
     blocks = queries_of(static, query), lse, delta, queries_of(static, dout)
-    sums, dqueries = _over(static, one, (*keys, bias), blocks, (bias, keys[0], keys[2]))
+    sums, dqueries = over(static, one, (*keys, bias), blocks, (bias, keys[0], keys[2]))
     dbias, dkey, dvalue = sums
     dbias = jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, bias)
     dsink = None
