@@ -1,4 +1,4 @@
-"""How the softmax core lays its arrays out: what decides a program, and items of queries and keys."""
+"""How the softmax core lays its arrays out and goes over them: what decides a program, items and blocks."""
 
 import dataclasses
 from collections.abc import Callable
