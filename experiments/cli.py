@@ -127,7 +127,9 @@ class Bars(sweep.Watcher):
             bar.reset(total=progress.steps)
             bar.initial = max(progress.step - progress.stride, 0)
         bar.n = progress.step
-        shown = {"loss": f"{progress.loss:.3f}", "accuracy": f"{progress.accuracy:.1%}"}
+        shown = {"loss": f"{progress.loss:.3f}"}
+        if progress.accuracy == progress.accuracy:
+            shown["accuracy"] = f"{progress.accuracy:.1%}"
         if progress.validation == progress.validation:
             form = ".1%" if progress.metric.percent else ".3f"
             name = "validation" if progress.metric.percent else f"validation {progress.metric.name}"

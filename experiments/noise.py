@@ -27,4 +27,4 @@ def load(config: Config) -> Task:
     shape = (config.examples, config.length, 1, config.channels)
     inputs = rng.standard_normal(shape, np.float32)
     split = Split(inputs, rng.integers(0, 10, config.examples, np.int32))
-    return Task(split, split, split, 10, 0, augment=lambda rng, inputs: inputs)
+    return Task(split, split, split, 10, 0, augment=lambda rng, batch: batch)

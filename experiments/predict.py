@@ -6,7 +6,7 @@
 
 Each argument, or without arguments each line of the standard input, is one input, and one line of JSON is
 the answer: the class with the probabilities of the likeliest ones, a tag for each word, or a text. Of pairs
-a line has two texts and a tab between them.
+a line has two texts, or an image file and a WAV file, and a tab between them.
 """
 
 import json
@@ -59,11 +59,11 @@ def answers(folder: Path, record: dict[str, Any], lines: Sequence[str]) -> Itera
 
 def _batches(given: dict[str, np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """Inputs in parts of one size, the last filled up, and how many of each are meant."""
-    n = len(given["inputs"])
+    n = len(jax.tree.leaves(given)[0])
     size = min(n, BATCH)
     for first in range(0, n, size):
         rows = np.minimum(np.arange(first, first + size), n - 1)
-        yield {name: x[rows] for name, x in given.items()}, min(size, n - first)
+        yield jax.tree.map(lambda x, i=rows: x[i], given), min(size, n - first)
 
 
 def _written(transformer: model.Transformer, params, asked: tasks.Asked) -> list[np.ndarray]:

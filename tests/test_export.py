@@ -59,7 +59,7 @@ def test_the_column_is_the_size_of_the_file(table, out):
     assert f"as many as the {found.data:,} stored bytes" in said and "NOT" not in said
     for kind in ("whole numbers below 16", "seeds of", "float32 trained", "float32 fixed"):
         assert kind in said
-    told = {"row": "quantised", "format": "theta", "seed": 0, "step": 2}
+    told = {"row": "quantised", "format": "theta", "seed": 0, "step": 2, "vocabulary": ""}
     assert found.meta == told | {"digest": record["digest"]}
 
 

@@ -86,8 +86,8 @@ def test_frames_have_mean_0_over_training_and_padding_is_0():
 def test_masks_are_of_frames_and_bands():
     section = tasks.spec("fsdd", length=60, time_mask=10, mel_mask=6)
     task = tasks.load(section)
-    ones = np.ones((64, 60, 40), np.float32)
-    masked = np.asarray(task.augment(jax.random.PRNGKey(0), ones)) == 0
+    ones = tasks.Split(np.ones((64, 60, 40), np.float32), np.zeros(64, np.int32))
+    masked = np.asarray(task.augment(jax.random.PRNGKey(0), ones).inputs) == 0
     frames, bands = masked.all(2), masked.all(1)
     np.testing.assert_array_equal(masked, frames[:, :, None] | bands[:, None, :])
     for hidden, most in ((frames, 10), (bands, 6)):
@@ -189,7 +189,7 @@ def test_texts_are_asked_about(tmp_path):
     assert set(longer) == set(shorter) == {"answer"}
     (alone,) = predict.answers(*run, ["Now"])
     assert alone == shorter  # whatever else is asked
-    with pytest.raises(ValueError, match="is generated: there is nothing to ask"):
+    with pytest.raises(ValueError, match="takes no inputs of a person's"):
         tasks.asked(tasks.spec("parity"), {}, ["1"])
 
 

@@ -137,7 +137,7 @@ def test_a_hugging_face_dataset_and_a_task_of_the_same_examples():
         np.testing.assert_array_equal(part["labels"][:], split.labels)
         assert split.key_valid is None
     assert (task.num_classes, task.vocab_size) == (V, V)
-    assert task.augment(None, task.test.inputs) is task.test.inputs
+    assert task.augment(None, task.test) is task.test
 
 
 @pytest.mark.parametrize(

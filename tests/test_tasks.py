@@ -99,6 +99,10 @@ def test_normalisation_knows_the_training_split_alone(raw, standard):
     assert unit.train.inputs.min() == 0 and unit.train.inputs.max() == 1
 
 
+def first(split, n):
+    return jax.tree.map(lambda x: x[:n], split)
+
+
 def moved(image, down, right, background):
     """The image moved by whole pixels, in plain loops."""
     out = np.full_like(image, background)
@@ -111,11 +115,11 @@ def moved(image, down, right, background):
 
 def test_shifts_move_whole_images_over_background(standard):
     task = digits.load(digits.Config(shift=2))
-    batch = standard.train.inputs[:64]
+    batch = first(standard.train, 64)
     background = standard.train.inputs.min()  # paper, where there is no ink
-    shifted = np.asarray(jax.jit(task.augment)(jax.random.PRNGKey(0), batch))
+    shifted = np.asarray(jax.jit(task.augment)(jax.random.PRNGKey(0), batch).inputs)
     seen = set()
-    for image, result in zip(batch, shifted, strict=True):
+    for image, result in zip(batch.inputs, shifted, strict=True):
         ways = [
             (down, right)
             for down in range(-2, 3)
@@ -129,22 +133,23 @@ def test_shifts_move_whole_images_over_background(standard):
 
 
 def test_augmentation_follows_its_rng(standard):
-    batch = standard.train.inputs[:8]
+    batch = first(standard.train, 8)
     task = digits.load(digits.Config(shift=1, noise=0.5))
-    first, second = jax.random.split(jax.random.PRNGKey(3))
-    np.testing.assert_array_equal(task.augment(first, batch), task.augment(first, batch))
-    assert not np.array_equal(task.augment(first, batch), task.augment(second, batch))
+    rngs = jax.random.split(jax.random.PRNGKey(3))
+    one, again, other = (task.augment(rng, batch).inputs for rng in (rngs[0], *rngs))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
 
 
 def test_without_augmentation_nothing_moves(standard):
-    rng, batch = jax.random.PRNGKey(0), standard.train.inputs[:8]
-    np.testing.assert_array_equal(standard.augment(rng, batch), batch)
+    rng, batch = jax.random.PRNGKey(0), first(standard.train, 8)
+    jax.tree.map(np.testing.assert_array_equal, standard.augment(rng, batch), batch)
 
 
 def test_noise_is_as_strong_as_said(standard):
-    batch = jnp.asarray(standard.train.inputs[:200])
+    batch = jax.tree.map(jnp.asarray, first(standard.train, 200))
     noisy = digits.load(digits.Config(noise=0.25)).augment(jax.random.PRNGKey(0), batch)
-    added = np.asarray(noisy - batch)
+    added = np.asarray(noisy.inputs - batch.inputs)
     assert abs(added.std() - 0.25) < 0.01 and abs(added.mean()) < 0.01
 
 
@@ -200,7 +205,7 @@ def test_a_task_of_another_package(monkeypatch):
     mine.__spec__ = types.SimpleNamespace(name="forked.mine")
     mine.Config = digits.Config
     split = Split(np.zeros((3, 4), np.int32), np.zeros(3, np.int32), np.ones((3, 4), bool))
-    mine.load = lambda config: Task(split, split, split, 2, 5, lambda rng, inputs: inputs)
+    mine.load = lambda config: Task(split, split, split, 2, 5, lambda rng, batch: batch)
     monkeypatch.setitem(sys.modules, "forked", package)
     monkeypatch.setitem(sys.modules, "forked.mine", mine)
     section = tasks.spec("forked.mine", shift=1)

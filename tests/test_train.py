@@ -89,7 +89,7 @@ def test_a_step_is_what_the_docstrings_say(program, compiled, data):
 
     rng = jax.random.fold_in(jax.random.fold_in(state.rng, 7), 0)  # step 7, first part of a batch
     augment_rng, dropout_rng = jax.random.split(rng)
-    inputs = jax.jit(program.task.augment)(augment_rng, batch.inputs)
+    inputs = jax.jit(program.task.augment)(augment_rng, batch).inputs
     logits = apply({"params": state.trainable}, inputs, rng=dropout_rng)
     logs = np.asarray(jax.nn.log_softmax(logits), np.float64)
     right = logs[np.arange(16), batch.labels]

@@ -33,7 +33,7 @@ from typing import Any
 
 from tinyattn import registry
 from tinyattn.model._checks import BIASED, FFNS, INPUTS, NORMS, POOLS, POSITIONS
-from tinyattn.model._config import Config, decoder, encoder, length
+from tinyattn.model._config import Config, decoder, encoder, kinds, length
 from tinyattn.model._costs import simulated, state_bytes, unneeded_flops
 from tinyattn.model._decode import State, start, step
 from tinyattn.model._embedding import Embedding, cut, restarts, rotate, sinusoids
@@ -61,6 +61,7 @@ __all__ = [
     "decoder",
     "dropout",
     "encoder",
+    "kinds",
     "length",
     "mask",
     "mixers",

@@ -6,7 +6,7 @@ from typing import Any
 from tinyattn import activations, attention, initializers, masks, registry
 from tinyattn.model._layout import REUSE, layout, maker, mixers
 
-INPUTS = ("tokens", "patches", "frames")
+INPUTS = ("tokens", "patches", "frames", "patches+frames")
 POSITIONS = ("learned", "sinusoidal", "rotary", "alibi", "relative", "none")
 BIASED = ("alibi", "relative")
 POOLS = ("mean", "cls", "first", "none")
@@ -83,6 +83,10 @@ def _check_inputs(config: Any) -> None:
         raise ValueError(
             f"model.embeddings={config.embeddings} are tables of token ids, which {config.inputs}"
             f" have not; set it to 1"
+        )
+    if config.inputs == "patches+frames" and config.masked:
+        raise ValueError(
+            "model.masked hides inputs of one kind, not 'patches+frames': set it to False"
         )
     if config.inputs == "tokens" and config.tokeniser:
         raise ValueError(

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from tinyattn import attention
 from tinyattn.model._checks import check
 
@@ -14,12 +12,15 @@ from tinyattn.model._checks import check
 class Config:
     """
     Attributes:
-      inputs: `tokens` (ids [B, T]), `patches` (images [B, height, width, channels]) or `frames` (of
-        speech, [B, T, features]).
+      inputs: `tokens` (ids [B, T]), `patches` (images [B, height, width, channels]), `frames` (of
+        speech, [B, T, features]) or `patches+frames` (a pair of these, whose tokens stand in one sequence,
+        each with an embedding of its kind).
       patch: Side of a patch (pixels); 1 makes every pixel a token.
       tokeniser: Layers of a compact convolutional tokeniser in the place of patches, or before frames,
         each of which halves every side; 0 is none.
       vocab_size: Token ids (V).
+      masked: Whether there is an embedding that stands in the place of tokens, patches or frames that are
+        hidden, as a call's `masked` says.
       token_types: Kinds of token with an embedding of their own, as BERT's two sentences; 0 is none.
       embeddings: Tables that every id is looked up in; more than one lie side by side, positions added
         to each, and are projected to `width` unless they are as wide together.
@@ -73,6 +74,7 @@ class Config:
     patch: int = 2
     tokeniser: int = 0
     vocab_size: int = 0
+    masked: bool = False
     token_types: int = 0
     embeddings: int = 1
     max_length: int = 512
@@ -129,6 +131,7 @@ class Config:
 ALONE = {
     "inputs": "tokens",
     "tokeniser": 0,
+    "masked": False,
     "token_types": 0,
     "embeddings": 1,
     "also": (),
@@ -154,12 +157,26 @@ def encoder(config: Config) -> Config:
     return dataclasses.replace(config, **ends)
 
 
-def length(config: Config, inputs: jax.Array) -> int:
+def kinds(config: Config) -> dict[str, Config]:
+    """Of inputs of several kinds, the config of the embedding of each, in their order."""
+    pool = "mean" if config.pool == "cls" else config.pool
+    own = {"pool": pool, "width": config.embedding, "embed_width": 0}
+    return {
+        kind: dataclasses.replace(config, inputs=kind, **own) for kind in config.inputs.split("+")
+    }
+
+
+def length(config: Config, inputs: Any) -> int:
     """Number of tokens (T) that the layers see for these inputs.
 
     Raises:
       ValueError: Inputs that are not of the config's kind or size.
     """
+    if config.inputs == "patches+frames":
+        if not isinstance(inputs, tuple):
+            raise ValueError(f"patches and frames need a pair (images, frames), not {inputs.shape}")
+        parts = zip(kinds(config).values(), inputs, strict=True)
+        return sum(length(own, x) for own, x in parts) + (config.pool == "cls")
     if config.inputs == "tokens":
         if inputs.ndim != 2:
             raise ValueError(f"tokens need ids [B, T]: {inputs.shape}")

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tinyattn import affine, initializers
-from tinyattn.model._config import Config, length
+from tinyattn import affine, axes, initializers
+from tinyattn.model._config import Config, kinds, length
 
 
 def rotate(x: jax.Array, base: float = 10_000.0, positions: jax.Array | None = None) -> jax.Array:
@@ -56,14 +56,17 @@ class Embedding(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, inputs, token_types=None, key_valid=None, positions=None, table=None):
+    def __call__(
+        self, inputs, token_types=None, key_valid=None, positions=None, table=None, masked=None
+    ):
         """
         Args:
           inputs: As the config says.
           token_types: int [B, T].
-          key_valid: bool [B, T] of frames, which a tokeniser must not see where it is False.
+          key_valid: bool [B, frames], of frames, which a tokeniser must not see where it is False.
           positions: int [B, T]; None counts from 0.
           table: [V, embedding width] of another part of the model; None is a table of its own.
+          masked: bool [B, T], the class token not counted: which tokens are hidden; None is none.
         """
         config, E = self.config, self.config.embedding
         dtype = jnp.dtype(config.dtype)
@@ -71,7 +74,9 @@ class Embedding(nn.Module):
         T = length(config, inputs)
         if token_types is not None and not config.token_types:
             raise ValueError("token types are given; set model.token_types to how many there are")
-        if config.inputs != "tokens":
+        if config.inputs == "patches+frames":
+            parts = [self._pair(inputs, key_valid, normal)]
+        elif config.inputs != "tokens":
             parts = [self._seen(inputs.astype(dtype), key_valid)]
         elif table is not None:
             parts = [table[inputs].astype(dtype)]
@@ -82,6 +87,14 @@ class Embedding(nn.Module):
                 for name in names
             ]
             parts = [x.astype(dtype) for x in parts]
+        if masked is not None and not config.masked:
+            raise ValueError("masked tokens are given; set model.masked=True")
+        if config.masked:
+            hidden = self.param("mask", normal, (len(parts), E)).astype(dtype)
+            if masked is not None:
+                axes.sizes(embedded=(parts[0], "BTD"), masked=(masked, "BT"))
+                pairs = zip(parts, hidden, strict=True)
+                parts = [jnp.where(masked[..., None], mask, x) for x, mask in pairs]
         added = []
         if config.token_types:
             types = jnp.zeros(inputs.shape, jnp.int32) if token_types is None else token_types
@@ -89,7 +102,9 @@ class Embedding(nn.Module):
             added.append(embed(types).astype(dtype))
         if config.pool == "cls":
             first = self.param("cls", normal, (1, 1, E)).astype(dtype)
-        if config.positions == "learned":
+        if config.inputs == "patches+frames":
+            places = None  # each kind has its own, from 0
+        elif config.positions == "learned":
             places = self.param("positions", normal, (config.max_length, E))
             places = (places[:T] if positions is None else places[positions]).astype(dtype)
         elif config.positions == "sinusoidal":
@@ -103,6 +118,18 @@ class Embedding(nn.Module):
             parts[i] = x if places is None else x + places
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return x if config.width == x.shape[-1] else dense(config, config.width, "project", x)
+
+    def _pair(self, inputs, key_valid, normal):
+        """Images and frames as tokens of one sequence, each with the embedding of its kind."""
+        made, given = kinds(self.config), (None, key_valid)
+        kind = self.param("kinds", normal, (len(made), self.config.embedding))
+        parts = [
+            Embedding(own, name=name)(x, key_valid=valid) + kind[i].astype(self.config.dtype)
+            for i, ((name, own), x, valid) in enumerate(
+                zip(made.items(), inputs, given, strict=True)
+            )
+        ]
+        return jnp.concatenate(parts, axis=1)
 
     def _seen(self, x, key_valid):
         """Images or frames as tokens of the embedding's width."""

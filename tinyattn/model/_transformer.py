@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from tinyattn import activations, affine, attention, axes, biases, masks, weights
 from tinyattn.masks import Mask
-from tinyattn.model._config import Config, decoder
+from tinyattn.model._config import Config, decoder, length
 from tinyattn.model._embedding import Embedding, dense, restarts
 from tinyattn.model._layers import Block, Memory, Mixed, dropout, pool
 from tinyattn.model._layout import REUSE, maker, mixers
@@ -33,6 +33,7 @@ class Transformer(nn.Module):
         *,
         segment_ids=None,
         prefix=None,
+        masked=None,
         memory: Memory | None = None,
         table=None,
         axis: str | None = None,
@@ -45,8 +46,9 @@ class Transformer(nn.Module):
         over an example's tokens; None if no variant adds any.
 
         Args:
-          inputs: [B, T] ids, [B, height, width, channels] images or [B, T, features] frames.
-          key_valid: bool [B, T], False at padding; None where there is none.
+          inputs: [B, T] ids, [B, height, width, channels] images or [B, T, features] frames, or a pair of
+            images and frames.
+          key_valid: bool [B, T], False at padding, of a pair in its frames; None where there is none.
           token_types: int [B, T]; None is all zeros.
           rng: For dropout, in training, where a batch norm reads the batch, and puts what its running
             averages become into the collection `weights.MOVED`, if that is mutable; None is evaluation.
@@ -54,25 +56,26 @@ class Transformer(nn.Module):
           segment_ids: int [B, T]: several texts packed into a row, each a run of equal ids, which do not
             see each other and whose positions count from 0; None is one text.
           prefix: int [B, P], the ids that the decoder reads.
+          masked: bool [B, T], which tokens, patches or frames are hidden; None is none.
           memory: What the layers of a decoder attend to, [B, S, D].
           table: Of tokens, where a decoder shares the encoder's.
           axis: Of the devices that a batch is split over in training, by name; None is one.
 
         Raises:
           ValueError: Shapes that do not fit together or the config, a prefix too many or too few, or
-            token types or segments that the config has no place for.
+            token types, segments or masked tokens that the config has no place for.
         """
         config = self.config
         _check_given(config, segment_ids, prefix)
-        seen = mask(config, key_valid, segment_ids)
+        seen = mask(config, key_valid, segment_ids, length(config, inputs))
         rngs, batch = (None,) * 3, None
         if rng is not None:
             batch = Batch(seen.key_valid, axis)
             rngs = jax.random.split(rng, 2 + bool(config.decoder_layers))
         positions = None if segment_ids is None else restarts(segment_ids)
-        frames_valid = key_valid if config.inputs == "frames" else None
+        frames_valid = key_valid if config.inputs in ("frames", "patches+frames") else None
         embedding = Embedding(config, name="embedding")
-        x = embedding(inputs, token_types, frames_valid, positions, table)
+        x = embedding(inputs, token_types, frames_valid, positions, table, masked)
         if seen.key_valid is not None:
             axes.sizes(x=(x, "BTD"), key_valid=(seen.key_valid, "BT"))
         if config.norm_place == "post":
@@ -213,15 +216,21 @@ def _mean_loss(variant, fields, heads, mask: Mask, valid) -> jax.Array | None:
     return pool(variant.auxiliary(fields, **heads, mask=mask)[..., None], valid, "mean")[:, 0]
 
 
-def mask(config: Config, key_valid: jax.Array | None, segment_ids=None) -> Mask:
-    """The mask of all layers: what is before, if causal, segments, and padding; the class token is seen."""
+def mask(config: Config, key_valid: jax.Array | None, segment_ids=None, T: int = 0) -> Mask:
+    """The mask of all layers: what is before, if causal, segments, and padding; the class token is seen.
+
+    Of a pair so are the patches, before the frames: `T` tokens in all.
+    """
     seen = masks.causal() if config.causal else Mask()
     if segment_ids is not None:
         seen &= masks.segments(segment_ids)
     if key_valid is None:
         return seen
-    if config.inputs == "frames":
+    before = int(config.pool == "cls")
+    if config.inputs in ("frames", "patches+frames"):
         key_valid = key_valid[:, :: 2**config.tokeniser]
-    if config.pool == "cls":
-        key_valid = jnp.pad(key_valid, ((0, 0), (1, 0)), constant_values=True)
+    if config.inputs == "patches+frames":
+        before = T - key_valid.shape[1]
+    if before:
+        key_valid = jnp.pad(key_valid, ((0, 0), (before, 0)), constant_values=True)
     return seen & masks.padding(key_valid)

@@ -142,6 +142,7 @@ def _keep(row: Row, run: Run, outcome: train.Outcome, workdir: Path) -> None:
         records.replace(folder / name, lambda file, text=text: file.write(text.encode()))
     path = folder / records.WEIGHTS
     told = {"digest": run.digest, "seed": run.seed, "step": outcome.step}
+    told["vocabulary"] = row.program.task.vocabulary
     weights.save(path, outcome.theta, **told)
 
 
@@ -171,8 +172,10 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
         record["metrics"] |= {f"{name}_{key}": value for key, value in found.items()}
         if name == "test":
             labelled = split.labels >= 0
-            correct, label = predicted.labels == split.labels, split.labels[labelled]
-            arrays = {"correct": correct[labelled], "loss": predicted.losses, "label": label}
+            arrays = {"loss": predicted.losses}
+            if not program.task.regression:
+                correct = predicted.labels == split.labels
+                arrays |= {"correct": correct[labelled], "label": split.labels[labelled]}
     if program.task.writing is not None:
         found = program.task.judge(written(program, outcome.theta))
         record["metrics"] |= {f"test_{key}": value for key, value in found.items()}

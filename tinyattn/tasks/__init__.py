@@ -4,11 +4,14 @@ A task is a module, here or in a fork's own package, that exposes
 
 - `Config`: a frozen keyword-only dataclass that validates itself;
 - `load(config) -> Task`; or, where it reads a dataset, `DATASET`, the name that it has on the hub, and
-  `load(config, source) -> Task`, which gets its tables by `source.read`;
+  `load(config, source) -> Task`, which gets its tables by `source.read`; or, where it
+  is made of other tasks, `OF`, the names of the fields that are their sections, and
+  `wrap(config, *tasks) -> Task`;
 - where new inputs can be asked about, `asked(config, files, lines) -> Asked`, of texts or names of files.
 """
 
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +22,7 @@ import numpy as np
 
 from tinyattn import config as configs
 from tinyattn import registry
-from tinyattn.tasks import _metrics
+from tinyattn.tasks import _metrics, _tokens
 from tinyattn.tasks._metrics import ACCURACY, Metric, Predicted
 from tinyattn.tasks._source import DIRECTORY, Source
 
@@ -47,26 +50,33 @@ class Split(NamedTuple):
     """Examples side by side.
 
     Attributes:
-      inputs: [n, ...]; images [n, height, width, channels] in float32, or tokens [n, T] in int32.
+      inputs: [n, ...]; images [n, height, width, channels] or frames [n, T, features] in float32, tokens
+        [n, T] in int32, or a pair of images and frames.
       labels: int32 [n], or [n, T] with one for each token; negative where nothing is to be predicted.
-      key_valid: bool [n, T], False where `inputs` is padding; None where nothing is.
+      key_valid: bool [n, T], False where `inputs` is padding, of a pair its frames; None where nothing is.
       token_types: int32 [n, T], such as 0 for the first text of a pair and 1 for the second; None is 0.
       segment_ids: int32 [n, T], which text of several packed into a row a token belongs to; None is one.
       prefix: int32 [n, P], what a decoder reads, token for token before its label; None without one.
+      masked: bool [n, T], the tokens in whose place a model sees its mask embedding; None is none.
+      targets: float32 [n, T, features], what is to be predicted of tokens whose label is not negative; None
+        where labels are classes.
     """
 
-    inputs: np.ndarray
+    inputs: np.ndarray | tuple[np.ndarray, np.ndarray]
     labels: np.ndarray
     key_valid: np.ndarray | None = None
     token_types: np.ndarray | None = None
     segment_ids: np.ndarray | None = None
     prefix: np.ndarray | None = None
+    masked: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     @property
     def given(self) -> dict[str, np.ndarray]:
-        """What a model is called with, by name: all that there is but the labels."""
+        """What a model is called with, by name: all that there is but what is to be predicted."""
         fields = self._asdict()
-        return {name: x for name, x in fields.items() if name != "labels" and x is not None}
+        asked = ("labels", "targets")
+        return {name: x for name, x in fields.items() if name not in asked and x is not None}
 
 
 class Writing(NamedTuple):
@@ -94,9 +104,10 @@ class Task(NamedTuple):
 
     Attributes:
       train, validation, test: Disjoint splits.
-      num_classes: Labels are 0..num_classes - 1.
+      num_classes: Labels are 0..num_classes - 1; of a regression, as many features as a target has.
       vocab_size: Number of token ids; 0 for images.
-      augment: (rng, inputs [B, ...]) -> inputs, jittable, applied to training batches alone.
+      augment: (rng, batch) -> batch, jittable, applied to training batches alone; it may give them other
+        labels, or the `targets` that only the other splits have in memory.
       metric: What decides which weights are best, and what a table shows.
       measure: (split, predicted) -> the field's own numbers by name; `score` adds accuracy and loss.
       baselines: () -> numbers of the test split by name, of what a model has to beat.
@@ -112,7 +123,7 @@ class Task(NamedTuple):
     test: Split
     num_classes: int
     vocab_size: int
-    augment: Callable[[jax.Array, jax.Array], jax.Array]
+    augment: Callable[[jax.Array, Split], Split]
     metric: Metric = ACCURACY
     measure: Callable[[Split, Predicted], dict[str, float]] = lambda split, predicted: {}
     baselines: Callable[[], dict[str, float]] = dict
@@ -121,6 +132,17 @@ class Task(NamedTuple):
     writing: Writing | None = None
     judge: Callable[[Sequence[str]], dict[str, float]] | None = None
     headline: Metric | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are predicted and not classes."""
+        return self.test.targets is not None
+
+    @property
+    def vocabulary(self) -> str:
+        """Names what the token ids mean, the hash of the tokeniser; "" where there is none."""
+        text = self.files.get(_tokens.FILE, "")
+        return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 class Asked(NamedTuple):
@@ -139,12 +161,14 @@ class Asked(NamedTuple):
 
 
 def score(task: Task, split: Split, predicted: Predicted) -> dict[str, float]:
-    """Accuracy, mean loss (nats) and the task's own numbers of a split, by name."""
-    return {
-        "accuracy": _metrics.accuracy(split.labels, predicted.labels),
-        "loss": float(predicted.losses.mean()),
-        **task.measure(split, predicted),
-    }
+    """Accuracy, mean loss (nats) and the task's own numbers of a split, by name.
+
+    Of a regression the loss is the mean squared error of a feature, and there is no accuracy.
+    """
+    right = (
+        {} if task.regression else {"accuracy": _metrics.accuracy(split.labels, predicted.labels)}
+    )
+    return {**right, "loss": float(predicted.losses.mean()), **task.measure(split, predicted)}
 
 
 def names() -> tuple[str, ...]:
@@ -170,7 +194,7 @@ def asked(section: Mapping[str, Any], files: Mapping[str, str], lines: Sequence[
     """
     module, config = registry.build(__name__, section)
     if not hasattr(module, "asked"):
-        raise ValueError(f"task {section['name']!r} is generated: there is nothing to ask it about")
+        raise ValueError(f"task {section['name']!r} takes no inputs of a person's to answer about")
     return module.asked(config, files, lines)
 
 
@@ -189,7 +213,9 @@ def load(section: Mapping[str, Any], source: Mapping[str, Any] | None = None) ->
     key = json.dumps([configs.plain(section), configs.plain(given), os.environ.get(DIRECTORY)])
     if key not in _LOADED:
         module, config = registry.build(__name__, section)
-        if hasattr(module, "DATASET"):
+        if hasattr(module, "wrap"):
+            task = module.wrap(config, *(load(getattr(config, name), source) for name in module.OF))
+        elif hasattr(module, "DATASET"):
             task = module.load(config, registry.construct(Source, given, "data"))
         else:
             task = module.load(config)

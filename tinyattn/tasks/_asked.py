@@ -44,6 +44,21 @@ def texts(config: Any, files: Mapping[str, str], *lines: Sequence[str]) -> _toke
     return rows
 
 
+def columns(lines: Sequence[str], what: str) -> list[tuple[str, ...]]:
+    """The first and the second halves of lines that have two, a tab between them; `what` these are.
+
+    Raises:
+      ValueError: A line has no tab, or several.
+    """
+    parts = [line.split("\t") for line in lines]
+    for number, part in enumerate(parts, 1):
+        if len(part) != 2:
+            raise ValueError(
+                f"line {number} has {len(part)} parts; give {what}, and a tab between them"
+            )
+    return list(zip(*parts, strict=True))
+
+
 def unlabelled(inputs: np.ndarray, key_valid: np.ndarray | None = None) -> Split:
     """Inputs as a split."""
     return Split(inputs, np.zeros(len(inputs), np.int32), key_valid)

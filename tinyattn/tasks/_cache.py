@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyattn import config as configs
 from tinyattn import records
+from tinyattn.tasks import _tokens
 
 PACKAGES = ("datasets", "numpy", "pandas", "tokenizers")
 TEXTS = "texts.json"
@@ -69,6 +70,8 @@ def _name(fingerprint: str, config: Any) -> str:
         fingerprint,
         type(config).__module__,
         json.dumps(configs.plain(vars(config)), sort_keys=True),
+        # What is named in a config by where it is.
+        _tokens.known(config) if isinstance(config, _tokens.Tokens) else "",
         *(metadata.version(name) for name in PACKAGES),
         *(path.read_text() for path in code),
     ):

@@ -110,5 +110,5 @@ def load(config: Generated) -> Task:
         **splits,
         num_classes=config.vocab_size,
         vocab_size=config.vocab_size,
-        augment=lambda rng, inputs: inputs,
+        augment=lambda rng, batch: batch,
     )

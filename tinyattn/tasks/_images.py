@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from tinyattn import registry
-from tinyattn.tasks import Asked, _asked
+from tinyattn.tasks import Asked, Split, _asked
 
 NORMALISATIONS = ("standard", "unit", "none")
 FILE = "pixels.json"
@@ -104,8 +104,9 @@ def asked(config: Images, files: Mapping[str, str], lines: Sequence[str]) -> Ask
     return Asked(_asked.unlabelled(inputs), _asked.classes(json.loads(files[_asked.CLASSES])))
 
 
-def augment(config: Images, background: float, rng: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Shifts and noise of a batch [B, height, width, C]; what moves in from outside is background."""
+def augment(config: Images, background: float, rng: jax.Array, batch: Split) -> Split:
+    """Shifts and noise of images [B, height, width, C]; what moves in from outside is background."""
+    inputs = batch.inputs
     shift_rng, noise_rng = jax.random.split(rng)
     if config.shift:
         reach = config.shift
@@ -119,4 +120,4 @@ def augment(config: Images, background: float, rng: jax.Array, inputs: jax.Array
         inputs = jax.vmap(crop)(padded, starts)
     if config.noise:
         inputs += config.noise * jax.random.normal(noise_rng, inputs.shape)
-    return inputs
+    return batch._replace(inputs=inputs)

@@ -29,8 +29,9 @@ class Predicted(NamedTuple):
     """What a model says of a split.
 
     Attributes:
-      labels: int32, in the shape of the split's own labels; of no meaning where those are negative.
-      losses: float32, in nats, of all labels that are there, by example, then by token.
+      labels: int32, in the shape of the split's own labels; of no meaning where those are negative, and
+        of a regression.
+      losses: float32, in nats or squared errors, of all labels that are there, by example, then by token.
     """
 
     labels: np.ndarray

@@ -1,25 +1,19 @@
-"""What tasks of labelled texts have in common: cleaning, tokens, splits, augmentation, a baseline."""
+"""What tasks of texts have in common: cleaning, rows, splits, augmentation."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 
 from tinyattn import registry
-from tinyattn.tasks import Split, Task, _asked, _metrics, _pack, _steps, _tokens
-from tinyattn.tasks._cache import Prepared, prepared
+from tinyattn.tasks import Split, _pack, _steps, _tokens
+from tinyattn.tasks._cache import Prepared
 from tinyattn.tasks._source import Dataset
 
 SPLITS = _steps.SPLITS
 UNLABELLED = _pack.EMPTY["labels"]
-START = _tokens.SPECIALS.index(_tokens.START)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,79 +76,6 @@ def clean(
     return frames
 
 
-def hold_out(frames: _steps.Frames, label: str, rows: int) -> _steps.Frames:
-    """Splits a validation split off training, stratified by label and always the same."""
-    train, validation = train_test_split(
-        frames["train"],
-        test_size=rows,
-        random_state=0,
-        stratify=frames["train"][label],
-        shuffle=True,
-    )
-    return {**frames, "train": train.sort_index(), "validation": validation.sort_index()}
-
-
-def classify(
-    config: Texts,
-    dataset: str,
-    data: Dataset,
-    columns: _steps.Columns,
-    *,
-    validation: int = 0,
-    names: tuple[str, ...],
-    measure: Callable[..., dict[str, float]] = lambda split, predicted: {},
-    **fields: Any,
-) -> Task:
-    """A task of one label a text, or a pair of texts.
-
-    Args:
-      config: The task's.
-      dataset: Its name, for messages.
-      data: Its rows.
-      columns: Of the text or the two texts, and of the label.
-      validation: Rows of training that are held out; 0 where the data have a validation split.
-      names: Of the classes.
-      measure: As in `Task`.
-      **fields: Others of `Task`.
-    """
-
-    def make() -> Prepared:
-        said = _steps.Told(config.broken)
-        frames = clean(config, dataset, data, columns, said)
-        if validation:
-            frames = hold_out(frames, columns.label, validation)
-            if "dedupe" in config.steps:  # between these two as well
-                _steps.dedupe(frames, columns, said)
-        texts = {c: {s: frames[s][c].tolist() for s in SPLITS} for c in columns.texts}
-        tokenizer = _tokens.train(config, [t for c in columns.texts for t in texts[c]["train"]])
-        arrays = {}
-        for split in SPLITS:
-            given = (texts[c][split] for c in columns.texts)
-            rows = _tokens.encode(tokenizer, *given, length=config.length)
-            said.cut(split, config.length, frames[split].index[rows.cut])
-            fields = {"inputs": rows.ids, "key_valid": rows.key_valid}
-            if len(columns.texts) > 1:
-                fields["token_types"] = rows.types
-            labels = frames[split][columns.label].to_numpy(np.int32)
-            arrays |= named(split, fields, labels, config.pack)
-        return Prepared(arrays, {_tokens.FILE: tokenizer.to_str()}, {"prepared": said.lines})
-
-    fingerprint = data.fingerprint()
-    found = prepared(fingerprint, config, make)
-    parts = splits(found)
-    return Task(
-        **parts,
-        num_classes=len(names),
-        vocab_size=size(found),
-        augment=augmentation(config),
-        measure=measure,
-        baselines=lambda: bag_of_words(parts, size(found), measure),
-        files={**found.files, _asked.CLASSES: json.dumps(names)},
-        told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
-        **fields,
-    )
-
-
 def named(split: str, fields: _pack.Arrays, labels: np.ndarray, pack: int) -> _pack.Arrays:
     """The arrays of a split by their names in the cache, packed or not.
 
@@ -189,8 +110,8 @@ def size(found: Prepared) -> int:
     return _tokens.Tokenizer.from_str(found.files[_tokens.FILE]).get_vocab_size()
 
 
-def augmentation(config: Texts) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """(rng, ids [B, T]) -> ids: tokens swapped with their next, and replaced by `[UNK]`.
+def augmentation(config: Texts) -> Callable[[jax.Array, Split], Split]:
+    """(rng, batch) -> batch: tokens swapped with their next, and replaced by `[UNK]`.
 
     Special tokens and padding stay what and where they are.
     """
@@ -198,9 +119,10 @@ def augmentation(config: Texts) -> Callable[[jax.Array, jax.Array], jax.Array]:
     unknown = _tokens.SPECIALS.index(_tokens.UNKNOWN)
 
     if not (config.token_swap or config.token_dropout):
-        return lambda rng, inputs: inputs
+        return lambda rng, batch: batch
 
-    def augment(rng, inputs):
+    def augment(rng, batch):
+        inputs = batch.inputs
         swap_rng, drop_rng = jax.random.split(rng)
         if config.token_swap:
             # A swap for every second pair of neighbours at most, from a first place by chance.
@@ -216,32 +138,6 @@ def augmentation(config: Texts) -> Callable[[jax.Array, jax.Array], jax.Array]:
         if config.token_dropout:
             lost = jax.random.bernoulli(drop_rng, config.token_dropout, inputs.shape)
             inputs = jnp.where(lost & (inputs >= special), unknown, inputs)
-        return inputs
+        return batch._replace(inputs=inputs)
 
     return augment
-
-
-def bag_of_words(
-    parts: Mapping[str, Split], vocab_size: int, measure: Callable[..., dict[str, float]]
-) -> dict[str, float]:
-    """Test numbers of a logistic regression on how often a text has each token, wherever.
-
-    The same tokens as the model's; each text of a pair has a count of its own.
-    """
-
-    def counts(split: Split):
-        # The number of a token's text: each starts with `[CLS]`.
-        texts = np.cumsum(split.inputs == START).reshape(split.inputs.shape) - 1
-        types = np.zeros_like(split.inputs) if split.token_types is None else split.token_types
-        kept = split.inputs >= len(_tokens.SPECIALS)
-        columns = split.inputs[kept] + vocab_size * types[kept]
-        shape = (texts.max() + 1, vocab_size * (1 + int(split.token_types is not None)))
-        entries = (np.ones(kept.sum()), (texts[kept], columns))
-        return scipy.sparse.csr_array(entries, shape), split.labels[split.labels >= 0]
-
-    found = LogisticRegression(max_iter=300).fit(*counts(parts["train"]))
-    test = parts["test"]
-    labels = np.full_like(test.labels, UNLABELLED)
-    labels[test.labels >= 0] = found.predict(counts(test)[0])
-    predicted = _metrics.Predicted(labels, np.zeros(0, np.float32))
-    return {"accuracy": _metrics.accuracy(test.labels, labels)} | measure(test, predicted)

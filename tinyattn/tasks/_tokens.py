@@ -10,11 +10,19 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tinyattn import registry
+from tinyattn import records, registry
 
 KINDS = ("word", "wordpiece", "bpe", "byte", "char")
 PAD, UNKNOWN, START, SEPARATOR = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 FILE = "tokenizer.json"
+# By the types that a file names.
+KIND_OF = {
+    ("WordLevel", "WhitespaceSplit"): "word",
+    ("WordPiece", "BertPreTokenizer"): "wordpiece",
+    ("BPE", "ByteLevel"): "bpe",
+    ("WordLevel", "Sequence"): "byte",
+    ("WordLevel", "Split"): "char",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,12 +31,15 @@ class Tokens:
 
     Attributes:
       tokenizer: `word`, `wordpiece`, `bpe` (of bytes), `byte` or `char`.
+      vocabulary: A run, or a tokeniser's file, whose tokeniser is taken and none trained, so that ids mean
+        what they mean to the weights of that run; it must be of the kind `tokenizer`. "" trains one.
       vocab_size: Token ids at most, the special ones included; bytes are always 256 more.
       min_frequency: Of a token in the training texts.
       length: Tokens of an example at most (T); what is longer is cut off at its end, and counted.
     """
 
     tokenizer: str = "word"
+    vocabulary: str = ""
     vocab_size: int = 8000
     min_frequency: int = 1
     length: int = 32
@@ -51,11 +62,16 @@ def train(fields: Tokens, texts: Iterable[str], specials: Sequence[str] = SPECIA
     """A tokeniser of these texts, the same for the same texts; special tokens come first, in order.
 
     Args:
-      fields: Its kind and size.
+      fields: Its kind and size, or whose it is.
       texts: Of the training split.
       specials: Of which `[UNK]` stands for what is not in the vocabulary.
+
+    Raises:
+      ValueError: The tokeniser that `fields` names cannot be had, or is of another kind.
     """
     specials, kind = list(specials), fields.tokenizer
+    if fields.vocabulary:
+        return _taken(fields, specials)
     if kind == "byte":
         # All 256, whatever the texts have.
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -79,6 +95,40 @@ def train(fields: Tokens, texts: Iterable[str], specials: Sequence[str] = SPECIA
         made.train_from_iterator(texts, trainer)
     # Without them a text that spells a special token would be one.
     return Tokenizer.from_str(json.dumps(json.loads(made.to_str()) | {"added_tokens": []}))
+
+
+def known(fields: Tokens) -> str:
+    """The text of the tokeniser that `fields.vocabulary` names; "" if none is named.
+
+    Raises:
+      ValueError: It cannot be had.
+    """
+    if not fields.vocabulary:
+        return ""
+    try:
+        return records.kept(fields.vocabulary, FILE).read_text(encoding="utf-8")
+    except ValueError as error:
+        raise ValueError(f"task.vocabulary={fields.vocabulary!r}: {error}") from error
+
+
+def _taken(fields: Tokens, specials: list[str]) -> Tokenizer:
+    named = f"task.vocabulary={fields.vocabulary!r}"
+    try:
+        found = Tokenizer.from_str(text := known(fields))
+    except Exception as error:  # the library raises nothing narrower
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{named} is no tokeniser: {error}") from error
+    parts = json.loads(text)
+    kind = KIND_OF.get((parts["model"]["type"], (parts["pre_tokenizer"] or {}).get("type")))
+    if kind != fields.tokenizer:
+        raise ValueError(
+            f"{named} is of the kind {kind!r}, not {fields.tokenizer!r}: set task.tokenizer to it"
+        )
+    first = [found.id_to_token(i) for i in range(len(specials))]
+    if first != specials:
+        raise ValueError(f"{named} begins with {first}, where this task has {specials}")
+    return found
 
 
 def _trainable(fields: Tokens, specials: list[str], texts: list[str]):

@@ -68,6 +68,6 @@ def load(config: Config) -> Task:
         test=split("test"),
         num_classes=10,
         vocab_size=0,
-        augment=lambda rng, inputs: augment(config, known.background, rng, inputs),
+        augment=lambda rng, batch: augment(config, known.background, rng, batch),
         files=known.files([str(digit) for digit in range(10)]),
     )

@@ -97,7 +97,7 @@ def load(config: Config, source: Source) -> Task:
         **{name: _normal(part, **bands) for name, part in raw.items()},
         num_classes=len(names),
         vocab_size=0,
-        augment=lambda rng, inputs: augment(config, rng, inputs),
+        augment=lambda rng, batch: augment(config, rng, batch),
         files={FILE: json.dumps(bands), _asked.CLASSES: json.dumps(names)},
         told={"dataset": DATASET, "fingerprint": fingerprint, **found.told},
     )
@@ -153,8 +153,9 @@ def _heard(recordings, split: str, config: Config, said: _steps.Told) -> dict[in
     return found
 
 
-def augment(config: Config, rng: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Masks frames and bands of a batch [B, T, mels]."""
+def augment(config: Config, rng: jax.Array, batch: Split) -> Split:
+    """Masks frames and bands of inputs [B, T, mels]."""
+    inputs = batch.inputs
     for axis, most in ((1, config.time_mask), (2, config.mel_mask)):
         if most:
             rng, size_rng, start_rng = jax.random.split(rng, 3)
@@ -163,4 +164,4 @@ def augment(config: Config, rng: jax.Array, inputs: jax.Array) -> jax.Array:
             start = (jax.random.uniform(start_rng, (B, 1)) * (n - size + 1)).astype(jnp.int32)
             masked = (jnp.arange(n) >= start) & (jnp.arange(n) < start + size)
             inputs = jnp.where(jnp.expand_dims(masked, 3 - axis), 0.0, inputs)
-    return inputs
+    return batch._replace(inputs=inputs)

@@ -11,9 +11,9 @@ import dataclasses
 
 from tinyattn.tasks import Source, Split, Task, _metrics
 from tinyattn.tasks._asked import classify as asked
+from tinyattn.tasks._labelled import Labelled, classify
 from tinyattn.tasks._metrics import Predicted
 from tinyattn.tasks._steps import Columns
-from tinyattn.tasks._texts import Texts, classify
 
 __all__ = ["Config", "asked", "load"]
 
@@ -23,8 +23,8 @@ OUT_OF_SCOPE = "oos"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Texts):
-    """Only the fields of all tasks of texts."""
+class Config(Labelled):
+    """Only the fields of all tasks of labelled texts."""
 
 
 def load(config: Config, source: Source) -> Task:

@@ -134,4 +134,4 @@ def load(config: Config) -> Task:
 
     # What is tested is drawn first, so that it does not depend on how much is trained on.
     made = {name: split(name) for name in reversed(SPLITS)}
-    return Task(**made, num_classes=10, vocab_size=VOCABULARY, augment=lambda rng, inputs: inputs)
+    return Task(**made, num_classes=10, vocab_size=VOCABULARY, augment=lambda rng, batch: batch)

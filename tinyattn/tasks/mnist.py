@@ -88,7 +88,7 @@ def load(config: Config, source: Source) -> Task:
         **made,
         num_classes=len(names),
         vocab_size=0,
-        augment=lambda rng, inputs: augment(config, known.background, rng, inputs),
+        augment=lambda rng, batch: augment(config, known.background, rng, batch),
         files=known.files(names),
         told={"dataset": DATASET, "fingerprint": fingerprint},
     )

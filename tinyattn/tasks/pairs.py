@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from tinyattn import registry
 from tinyattn.tasks import Asked, Metric, Source, Split, Task, _asked, _metrics
+from tinyattn.tasks._labelled import Labelled, classify
 from tinyattn.tasks._metrics import ACCURACY, Predicted
 from tinyattn.tasks._steps import Columns
-from tinyattn.tasks._texts import Texts, classify
 
 DATASET = "nyu-mll/glue"
 LABEL = "label"
@@ -31,7 +31,7 @@ F1 = ("mrpc", "qqp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Texts):
+class Config(Labelled):
     """
     Attributes:
       task: `mnli`, `mrpc`, `qnli`, `qqp`, `rte` or `wnli`.
@@ -52,13 +52,7 @@ def asked(config: Config, files: Mapping[str, str], lines: Sequence[str]) -> Ask
     Raises:
       ValueError: A line has no tab, or several.
     """
-    parts = [line.split("\t") for line in lines]
-    for number, part in enumerate(parts, 1):
-        if len(part) != 2:
-            raise ValueError(
-                f"line {number} has {len(part)} texts; give two, and a tab between them"
-            )
-    rows = _asked.texts(config, files, *zip(*parts, strict=True))
+    rows = _asked.texts(config, files, *_asked.columns(lines, "two texts"))
     split = _asked.unlabelled(rows.ids, rows.key_valid)._replace(token_types=rows.types)
     return Asked(split, _asked.classes(json.loads(files[_asked.CLASSES])))
 

@@ -11,8 +11,8 @@ import dataclasses
 
 from tinyattn.tasks import Source, Task
 from tinyattn.tasks._asked import classify as asked
+from tinyattn.tasks._labelled import Labelled, classify
 from tinyattn.tasks._steps import Columns
-from tinyattn.tasks._texts import Texts, classify
 
 __all__ = ["Config", "asked", "load"]
 
@@ -22,8 +22,8 @@ VALIDATION = 2000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Texts):
-    """Only the fields of all tasks of texts."""
+class Config(Labelled):
+    """Only the fields of all tasks of labelled texts."""
 
 
 def load(config: Config, source: Source) -> Task:

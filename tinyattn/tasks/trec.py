@@ -10,8 +10,8 @@ import dataclasses
 
 from tinyattn.tasks import Source, Task
 from tinyattn.tasks._asked import classify as asked
+from tinyattn.tasks._labelled import Labelled, classify
 from tinyattn.tasks._steps import Columns
-from tinyattn.tasks._texts import Texts, classify
 
 __all__ = ["Config", "asked", "load"]
 
@@ -21,8 +21,8 @@ VALIDATION = 500
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Texts):
-    """Only the fields of all tasks of texts."""
+class Config(Labelled):
+    """Only the fields of all tasks of labelled texts."""
 
 
 def load(config: Config, source: Source) -> Task:

@@ -30,8 +30,9 @@ class Config:
         in their place; 0 is none.
       patience: Evaluations without a better validation score, by the task's metric, after which a run
         stops and its best weights count; 0 is never, and the last weights count.
-      pretrained: File of `weights.save` whose folded params are where all seeds start, before the weight
-        schemes; "" is the model's own. A run is known by this path, not by what is in the file.
+      pretrained: Run, or file of `weights.save`, whose folded params are where all seeds start, before the
+        weight schemes: all of the body, and the head, pooler, class token and mask where they fit; the
+        others are new. "" is the model's own. A run is known by this path, not by what is in the file.
       keep_weights: Whether a finished run leaves its weights beside its record.
     """
 
@@ -106,12 +107,17 @@ def _check_task(encoder: model.Config, task: Task, settings: Config) -> None:
             f"train.data_devices={settings.data_devices}, but there are {jax.device_count()}; on a"
             f" CPU set the environment variable JAX_NUM_CPU_DEVICES={settings.data_devices}"
         )
+    if task.regression and settings.label_smoothing:
+        raise ValueError(
+            f"train.label_smoothing={settings.label_smoothing} is of classes, which the task's targets"
+            f" are not: set it to 0"
+        )
     for split in ("train", "validation", "test"):
         _check_labels(encoder, split, getattr(task, split))
 
 
 def _check_labels(encoder: model.Config, name: str, split: Split) -> None:
-    labels, T = split.labels, model.length(encoder, split.inputs[:1])
+    labels, T = split.labels, model.length(encoder, jax.tree.map(lambda x: x[:1], split.inputs))
     if encoder.decoder_layers:
         if split.prefix is None:
             raise ValueError(

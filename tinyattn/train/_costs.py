@@ -82,7 +82,7 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
     T = model.length(config, batch.inputs)
     # With padding, allowed pairs differ between examples: the mean over the test split.
     test = program.task.test
-    mask = model.mask(config, test.key_valid, test.segment_ids)
+    mask = model.mask(config, test.key_valid, test.segment_ids, T)
     P = 0 if test.prefix is None else test.prefix.shape[1]
     unneeded = model.unneeded_flops(config, T, mask, P)
     sizes = weights.sizes(ahead.theta)

@@ -25,7 +25,7 @@ class Progress(NamedTuple):
       steps: Updates in all.
       stride: Updates made by the dispatch.
       loss: Mean training loss over the dispatch.
-      accuracy: Training accuracy over the dispatch (a share).
+      accuracy: Training accuracy over the dispatch (a share); NaN of a regression.
       validation: The latest validation split's `metric`; NaN before the first.
       metric: What decides which weights are best.
     """
@@ -123,7 +123,8 @@ def fit(
             name = f"validation_{task.metric.name}"
             latest = [run.history[-1][name] for run in runs if run.history]
             validation = float(np.mean(latest)) if latest else float("nan")
-            shares = loss / count, correct / count, validation
+            right = float("nan") if task.regression else correct / count
+            shares = loss / count, right, validation
             try:
                 report(Progress(step, config.steps, step - first, *shares, task.metric))
             except KeyboardInterrupt:
@@ -171,7 +172,7 @@ def _evaluated(run: _Run, program: Program, theta, step: int) -> tuple[_Run, boo
     """The run after an evaluation, and whether its weights are the best so far."""
     metric, split = program.task.metric, program.task.validation
     found = score(program.task, split, evaluate(program, theta, split))
-    names = dict.fromkeys(("accuracy", "loss", metric.name))
+    names = [name for name in found if name in ("accuracy", "loss", metric.name)]
     entry = {"step": step} | {f"validation_{name}": found[name] for name in names}
     run = run._replace(history=[*run.history, entry])
     if not np.isfinite(found["loss"]):

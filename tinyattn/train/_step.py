@@ -47,7 +47,7 @@ class Sums(NamedTuple):
     """Sums over the labels of a step, to be divided once."""
 
     loss: jax.Array
-    correct: jax.Array
+    correct: jax.Array  # 0 of a regression
     count: jax.Array
 
 
@@ -108,13 +108,17 @@ def make(config: Mapping[str, Any]) -> Program:
         theta = weights.combine(trainable, rest)
         params = weights.layers(theta, takes)
         asked = {"rng": rng, "auxiliary": True, "axis": axis, "mutable": [weights.MOVED]}
-        (logits, own), moved = affine.apply(encoder, params, **batch.given, **asked)
-        targets = jax.nn.one_hot(batch.labels, task.num_classes)
-        targets = optax.smooth_labels(targets, settings.label_smoothing)
+        (outputs, own), moved = affine.apply(encoder, params, **batch.given, **asked)
         labelled = batch.labels >= 0
-        losses = jnp.where(labelled, optax.softmax_cross_entropy(logits, targets), 0.0)
-        # What is predicted is never negative.
-        correct = logits.argmax(-1) == batch.labels
+        if task.regression:
+            losses, correct = squares(outputs, batch), jnp.zeros_like(labelled)
+        else:
+            targets = jax.nn.one_hot(batch.labels, task.num_classes)
+            targets = optax.smooth_labels(targets, settings.label_smoothing)
+            losses = optax.softmax_cross_entropy(outputs, targets)
+            # What is predicted is never negative.
+            correct = outputs.argmax(-1) == batch.labels
+        losses = jnp.where(labelled, losses, 0.0)
         # Everything else is a sum over labels, to be divided by their number.
         total = losses.sum() + labelled.sum() * weights.penalty(theta)
         if own is not None:
@@ -128,7 +132,7 @@ def make(config: Mapping[str, Any]) -> Program:
 
         def part(i, batch):
             augment_rng, dropout_rng = jax.random.split(jax.random.fold_in(rng, i))
-            batch = batch._replace(inputs=task.augment(augment_rng, batch.inputs))
+            batch = task.augment(augment_rng, batch)
             return jax.grad(loss, has_aux=True)(
                 state.trainable, state.rest, batch, dropout_rng, axis
             )
@@ -183,6 +187,8 @@ def make(config: Mapping[str, Any]) -> Program:
     def judge(theta, batch: Split):
         # On the device: the logits of a large vocabulary are more than all else.
         logits = predict(theta, batch)
+        if task.regression:
+            return jnp.zeros_like(batch.labels), squares(logits, batch)
         right = jnp.take_along_axis(logits, jnp.maximum(batch.labels, 0)[..., None], axis=-1)
         losses = jax.nn.logsumexp(logits, axis=-1) - right[..., 0]
         return logits.argmax(-1).astype(jnp.int32), losses
@@ -199,6 +205,11 @@ def make(config: Mapping[str, Any]) -> Program:
         predict=jax.jit(predict),
         judge=jax.jit(judge),
     )
+
+
+def squares(outputs: jax.Array, batch: Split) -> jax.Array:
+    """[B, T], the mean over features of the squared error of each token."""
+    return ((outputs - batch.targets) ** 2).mean(-1)
 
 
 def _compiled(run: Callable, devices: int, batch: P) -> Callable:

@@ -1,0 +1,45 @@
+"""What pretraining without labels is worth where labels are few: ten an intent, the rest of them unread.
+
+    python -m experiments.train  --config=configs/pretrain.py:task=intents --workdir=runs/pretrain
+    python -m experiments.ablate --config=configs/ablations/transfer.py --workdir=runs/transfer
+
+Pretraining reads the 15,000 training requests without their labels, once for all seeds; the rows learn from
+1,510 labelled ones, a tenth, and have the pretrained run's tokeniser both. The dataset is found as
+`configs/intents.py` says.
+
+Measured on two busy cores, 140 s of CPU time of pretraining, which then tells 37.6% of what is hidden in
+the test split (always the most frequent word: 4.4%): from scratch 60.8 ± 0.7% of the test split (n=8),
+pretrained 62.9 ± 1.5% (n=2), +1.65 ± 8.20 points paired by seed (95% t intervals; sign-flip p=0.500).
+Logistic regression on the same words has 64.2%. It is no rule: with 453 labels, a mean over the tokens of
+one text a row, 300 steps and a learning rate of 1e-3 pretraining was worse, 40.0% and 37.6% against 46.7%
+and 46.9% (two seeds).
+"""
+
+import ml_collections
+
+from configs import intents
+
+PRETRAINED = "runs/pretrain"
+OURS = {"task.vocabulary": PRETRAINED}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The base of all rows.
+
+    Args:
+      arg: As of `configs/intents.py`.
+    """
+    config = intents.get_config(arg)
+    config.seeds = tuple(range(8))
+    # About three texts share a row, the label of each at its first token.
+    config.task.pack = config.task.length
+    config.model.pool = "none"
+    if config.train.steps > 20:  # no smoke
+        config.task.train_examples = 1510
+        config.train.update(steps=400, batch_size=16, eval_every=200)
+    return config
+
+
+def rows():
+    yield "from scratch", OURS
+    yield "pretrained", {**OURS, "train.pretrained": PRETRAINED}

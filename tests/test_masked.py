@@ -1,0 +1,214 @@
+"""What is hidden of inputs: how much, what is told of it, and what a loss sees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_data import everything
+
+from configs import pretrain
+from tinyattn import config, model, tasks, train
+from tinyattn.tasks import Split, masked
+
+TINY = {
+    "model.width": 16,
+    "model.num_layers": 1,
+    "model.ffn_width": 8,
+    "model.attention.num_heads": 2,
+    "train.steps_per_dispatch": 1,
+}
+KINDS = {"tokens": "intents", "patches": "digits", "frames": "fsdd"}
+PROGRAMS = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """All datasets, and nobody's cache."""
+    home = everything(tmp_path_factory.mktemp("data"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TINYATTN_DATA", str(home))
+        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        yield home
+
+
+def made(kind):
+    """The program of a kind of inputs, a batch of it, and its compiled augmentation."""
+    if kind not in PROGRAMS:
+        program = remade(kind)
+        batch = jax.tree.map(lambda x: jnp.asarray(x[:8]), program.task.train)
+        PROGRAMS[kind] = program, batch, jax.jit(program.task.augment)
+    return PROGRAMS[kind]
+
+
+def remade(kind, **changes):
+    base = pretrain.get_config(f"task={KINDS[kind]},smoke")
+    words = dict.fromkeys(("task.of.vocab_size", "model.vocab_size", "model.num_classes"), 400)
+    more = words if kind == "tokens" else {}
+    return train.make(config.override(base, TINY | more | changes))
+
+
+def hidden_of(split, patch):
+    """For every pixel or frame whether its token is hidden, in plain loops."""
+    out = np.zeros(split.inputs.shape[:-1], bool)
+    for place in np.ndindex(*out.shape):
+        row, *at = place
+        token = 0
+        for side, i in zip(out.shape[1:], at, strict=True):
+            token = token * (side // patch) + i // patch
+        out[place] = split.masked[row, token]
+    return out
+
+
+def test_of_15_percent_are_80_hidden_10_another_and_10_as_they_are():
+    asked = masked.Config(share=0.15)
+    kind = masked.Tokens("tokens", 1, 4, 50)
+    ids = np.tile([2, *range(4, 44), 3, 1, 0, 0], (2000, 1)).astype(np.int32)
+    batch = Split(ids, np.zeros_like(ids), ids > 0, masked=np.zeros(ids.shape, bool))
+    rngs = jax.random.split(jax.random.PRNGKey(0), 3)
+    uniform = [jax.random.uniform(rng, ids.shape) for rng in rngs[:2]]
+    draws = masked.Draws(*uniform, jax.random.randint(rngs[2], ids.shape, 4, 50))
+    found = jax.jit(lambda batch: masked.hide(asked, kind, draws, batch))(batch)
+    told = np.asarray(found.labels) >= 0
+    assert (told.sum(1) == 6).all()  # 15% of 40: neither special nor unknown tokens count
+    np.testing.assert_array_equal(found.labels[told], ids[told])
+    assert not told[ids < 4].any() and abs(told[:, 1:41].mean(0) - 0.15).max() < 0.03
+    hidden = np.asarray(found.masked)
+    changed = told & ~hidden & (found.inputs != ids)
+    assert not (hidden & ~told).any() and not found.inputs[hidden].any()
+    np.testing.assert_array_equal(found.inputs[~told], ids[~told])
+    assert abs(hidden.sum() / told.sum() - 0.8) < 0.01
+    # One of 46 drawn tokens is the one that stands there.
+    assert abs(changed.sum() / told.sum() - 0.1 * 45 / 46) < 0.01
+    assert found.inputs[changed].min() >= 4 and len(set(found.inputs[changed].tolist())) == 46
+
+
+def test_at_least_one_token_is_told_and_none_where_there_is_none():
+    kind = masked.Tokens("tokens", 1, 4, 9)
+    ids = np.array([[2, 5, 0], [2, 1, 0]], np.int32)
+    draws = masked.Draws(*np.full((2, 2, 3), 0.5), ids)
+    found = masked.hide(masked.Config(share=0.15), kind, draws, Split(ids, ids, ids > 0))
+    assert found.labels.tolist() == [[-100, 5, -100], [-100] * 3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_hides_anew_and_evaluation_always_the_same(kind):
+    program, batch, augment = made(kind)
+    task = program.task
+    first, second = (augment(jax.random.PRNGKey(i), batch) for i in (0, 1))
+    assert (first.masked != second.masked).any()
+    tasks._LOADED.clear()
+    again = remade(kind).task
+    for split, other in zip(task[1:3], again[1:3], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, split, other)
+        assert split.masked.any() and (split.labels >= 0).any(1).all()
+    # Labels of training are all that could be told, and nothing is hidden of it.
+    assert not task.train.masked.any() and task.train.targets is None
+
+
+@pytest.mark.parametrize("kind", ["patches", "frames"])
+def test_what_is_hidden_is_the_target_and_is_not_read(kind):
+    _, batch, augment = made(kind)
+    patch = 2 if kind == "patches" else 4
+    share = pretrain.SHARES[kind]
+    whole = np.asarray(batch.inputs)
+    found = jax.tree.map(np.asarray, augment(jax.random.PRNGKey(0), batch))
+    np.testing.assert_array_equal(found.labels >= 0, found.masked)
+    if kind == "patches":
+        assert (found.masked.sum(1) == round(share * 16)).all()
+        np.testing.assert_array_equal(found.targets, model.cut(whole, 2))
+    else:
+        # 48 frames of 96 are there, 12 whole tokens.
+        assert (found.masked.sum(1) == round(share * 12)).all() and not found.masked[:, 12:].any()
+        np.testing.assert_array_equal(found.targets, whole.reshape(8, 24, 160))
+    hidden = hidden_of(found, patch)
+    assert not found.inputs[hidden].any()
+    np.testing.assert_array_equal(found.inputs[~hidden], whole[~hidden])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_starts_at_chance_and_counts_what_is_told_alone(kind):
+    program, _, _ = made(kind)
+    task, theta = program.task, program.init(0).theta
+    test = jax.tree.map(lambda x: x[:10], task.test)
+    losses = train.evaluate(program, theta, test, batch=10).losses
+    told = test.labels >= 0
+    assert len(losses) == told.sum()
+    if kind == "tokens":
+        assert losses.mean() == pytest.approx(np.log(task.num_classes), rel=0.01)
+    else:
+        want = (test.targets**2).mean(-1)[told].mean()
+        assert losses.mean() == pytest.approx(want, rel=0.02)
+        moved = np.where(told[..., None], test.targets, 1e6).astype(np.float32)
+        found = train.evaluate(program, theta, test._replace(targets=moved), batch=10).losses
+        np.testing.assert_array_equal(found, losses)
+    numbers = tasks.score(task, test, tasks.Predicted(test.labels, losses))
+    wanted = {"accuracy", "loss", "perplexity", "bits"} if kind == "tokens" else {"loss"}
+    assert set(numbers) == wanted
+    found = task.baselines()
+    assert 0 < found["loss"] and set(found) == wanted - {"perplexity", "bits"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_learns_from_what_is_told_alone(kind):
+    """The gradient of the loss of a step, and what it is summed over."""
+    program, batch, augment = made(kind)
+    state = program.init(0)
+    after, sums = jax.jit(program.step)(state, batch)
+    rng = jax.random.fold_in(jax.random.fold_in(state.rng, 0), 0)
+    seen = augment(jax.random.split(rng)[0], batch)
+    told = np.asarray(seen.labels) >= 0
+    assert int(sums.count) == told.sum()
+    labels, losses = program.judge(state.theta, seen)
+    np.testing.assert_allclose(sums.loss, np.asarray(losses)[told].sum(), rtol=1e-5)
+    if kind == "tokens":
+        assert int(sums.correct) == (np.asarray(labels) == seen.labels).sum()
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.trainable, state.trainable)
+    assert moved["embedding"]["mask"] and all(jax.tree.leaves(moved["embedding"]))
+
+
+def test_a_mask_stands_in_the_place_of_what_is_hidden():
+    made = model.build(
+        model.spec(inputs="tokens", vocab_size=9, width=8, pool="none", masked=True, embeddings=2)
+    )
+    ids, hidden = jnp.array([[1, 2, 3]]), jnp.array([[False, True, False]])
+    params = jax.jit(made.init)(jax.random.PRNGKey(0), ids)["params"]
+    other = ids.at[0, 1].set(7)
+    apply = jax.jit(lambda ids, hidden: made.apply({"params": params}, ids, masked=hidden))
+    np.testing.assert_array_equal(apply(ids, hidden), apply(other, hidden))
+    assert (apply(ids, hidden) != apply(ids, ~hidden)).any()
+    # Both tables' masks are of one token, as their rows are.
+    embedding = jax.jit(model.Embedding(made.config).apply)
+    inner = params["embedding"] | {
+        name: {"embedding": params["embedding"][name]["embedding"].at[7].set(mask)}
+        for name, mask in zip(("tokens", "tokens_1"), params["embedding"]["mask"], strict=True)
+    }
+    want = embedding({"params": inner}, other)
+    np.testing.assert_array_equal(embedding({"params": inner}, ids, masked=hidden), want)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tasks.spec("masked", share=1.0), "task.share=1.0 must be a share above 0"),
+        (lambda: tasks.spec("masked", patch=0), "task.patch=0 must be at least 1"),
+        (lambda: tasks.load(tasks.spec("masked", patch=3)), "task.patch=3 must divide the 8x8"),
+        (lambda: remade("patches", **{"model.masked": False}), "set model.masked=True"),
+        (lambda: remade("patches", **{"train.label_smoothing": 0.1}), "label_smoothing=0.1 is of"),
+        (lambda: remade("patches", **{"model.patch": 4}), "gives 4 outputs an example"),
+        (lambda: pretrain.get_config("task=slots"), "task='slots'; give one of digits, fsdd"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["trec", "sst2", "snips", "slots", "pairs", "chars", "multi30k"])
+def test_any_text_can_be_hidden(name):
+    task = tasks.load(tasks.spec("masked", of=tasks.spec(name, vocab_size=900)))
+    assert task.num_classes == 900 >= task.vocab_size and task.train.prefix is None
+    assert (task.train.token_types is not None) == (name == "pairs")
+    told = task.test.labels >= 0
+    assert told.any(1).all() and (task.test.labels[told] >= 4).all()
+    seen = told & ~task.test.masked
+    assert (task.test.inputs[seen] >= 4).all() and not task.test.inputs[task.test.masked].any()
