@@ -4,6 +4,9 @@
 
 The argument after the colon makes the choices that decide which keys there are:
 `--config=configs/digits.py:attention=window,pixels,smoke`.
+
+Five seeds, on two idle CPU cores, 4 to 8 s each: dense 96.2 ± 1.9% of the test split (95% t interval), and
+`:attention=window` with `--config.model.attention.window=3 --config.model.attention.block=4` 98.0 ± 0.9%.
 """
 
 import ml_collections
