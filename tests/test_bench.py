@@ -201,7 +201,7 @@ def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeyp
     assert failed["dense"]["both"]["dense_over_it"]["median"] == 1.0
     results[2]["variants"] = failed
     text = bench_length.table(results)
-    assert "— / —" in text and "- `retention` at T=1,024, both: MemoryError: too large" in text
+    assert "— / —" in text and "- `retention` at T=128, both: MemoryError: too large" in text
     assert len(bench_length.figure(results).axes) == 2
 
 

@@ -1,7 +1,6 @@
 """Masks of weights: learned through an estimator of their gradient, and what is stored of them."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -25,9 +24,9 @@ def through(scores: jax.Array, hard: jax.Array) -> jax.Array:
 through.defvjp(lambda scores, hard: (hard, None), lambda _, dy: (dy, jnp.zeros_like(dy)))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def top(scores, count: int):
-    """Exactly `count` of the best scores, bool; of equal ones the first.
+@jax.jit
+def top(scores, count):
+    """Exactly `count` of the best scores, bool; of equal ones the first. Both may be traced.
 
     The lowest of them is found bit by bit, by counting: to sort all scores takes many times as long.
     """
