@@ -13,7 +13,7 @@ from tinyattn.weights import spec as weights
 
 STEPS = 5  # a dispatch
 SECONDS = 20.0  # of sampling for each width
-B, T, L = 64, 64, 2  # of the first shape of the step suite
+B, T, L = 16, 64, 2
 WIDTHS = (64, 256)
 
 WAYS = {
