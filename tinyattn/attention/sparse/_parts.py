@@ -169,7 +169,12 @@ def _take(x, order):
     """x [B, T, ...] in another order along T; positions past the end give zeros."""
     if _straight(order) and len(order) == x.shape[1]:
         return x
-    return jnp.take(x, order, axis=1, mode="fill", fill_value=0)
+    there = order < x.shape[1]
+    # No index is out of bounds: on a GPU, with deterministic scatters, the next example's first token lost
+    # its gradient where one was.
+    x = jnp.take(x, np.minimum(order, x.shape[1] - 1), axis=1)
+    zero = jnp.zeros((), x.dtype)
+    return x if there.all() else jnp.where(there.reshape(-1, *(1,) * (x.ndim - 2)), x, zero)
 
 
 def _own(mask: Mask, part: Part) -> Mask:
