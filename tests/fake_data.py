@@ -1,16 +1,28 @@
 """Small datasets with the schemas that they have on the hub, as Parquet files."""
 
+import contextlib
 import io
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
 
 TEXT = datasets.Value("string")
 SPLITS = ("train", "validation", "test")
 TAGS = ["O", *(f"B-{i}" for i in range(39)), *(f"I-{i}" for i in range(32))]  # 72, as SNIPS has
+
+
+@contextlib.contextmanager
+def served(folder: Path, fill):
+    """The folder with what `fill` puts there as the source of datasets, and nobody's cache."""
+    fill(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TINYATTN_DATA", str(folder))
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield patched
 
 
 def write(folder: Path, split: str, columns: dict, features: dict) -> Path:

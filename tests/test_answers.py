@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fake_data import TEXT, answers, write
+from fake_data import TEXT, answers, served, write
 
 from configs import answers as answers_config
 from configs import digits
@@ -17,10 +17,7 @@ SMALL = {"vocab_size": 400, "length": 40, "target_length": 32}
 def home(tmp_path_factory):
     """The datasets, and nobody's cache."""
     home = tmp_path_factory.mktemp("data")
-    answers(home)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TINYATTN_DATA", str(home))
-        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    with served(home, answers):
         yield home
 
 

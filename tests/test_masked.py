@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_data import everything
+from fake_data import everything, served
 
 from configs import pretrain
 from tinyattn import config, model, tasks, train
@@ -24,10 +24,8 @@ PROGRAMS = {}
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     """All datasets, and nobody's cache."""
-    home = everything(tmp_path_factory.mktemp("data"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TINYATTN_DATA", str(home))
-        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    home = tmp_path_factory.mktemp("data")
+    with served(home, everything):
         yield home
 
 

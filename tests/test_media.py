@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from fake_data import everything, pictures
+from fake_data import everything, pictures, served
 from PIL import Image
 
 from configs import chars as chars_config
@@ -26,10 +26,8 @@ RATE = 8000
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     """The datasets, and nobody's cache."""
-    home = everything(tmp_path_factory.mktemp("data"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TINYATTN_DATA", str(home))
-        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    home = tmp_path_factory.mktemp("data")
+    with served(home, everything):
         yield home
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from fake_data import pictures
+from fake_data import pictures, served
 from PIL import Image
 
 from configs import multimodal
@@ -32,10 +32,7 @@ TINY = {
 def home(tmp_path_factory):
     """The recordings, and nobody's cache."""
     home = tmp_path_factory.mktemp("data")
-    pictures(home)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TINYATTN_DATA", str(home))
-        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    with served(home, pictures):
         yield home
 
 

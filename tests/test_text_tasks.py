@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_data import TEXT, everything, texts, write
+from fake_data import TEXT, everything, served, texts, write
 
 from configs import chars, intents, slots, sst2, trec, words
 from tinyattn import config, tasks, train
@@ -41,10 +41,8 @@ LEARNT = {
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     """All datasets, and nobody's cache."""
-    home = everything(tmp_path_factory.mktemp("data"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TINYATTN_DATA", str(home))
-        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    home = tmp_path_factory.mktemp("data")
+    with served(home, everything):
         yield home
 
 

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from fake_data import everything
+from fake_data import everything, served
 
 from configs import intents, pretrain, trec
 from configs.ablations import transfer
@@ -36,10 +36,8 @@ def more(**changes):
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
     """All datasets, nobody's cache, and the folder where runs/ is."""
-    home = everything(tmp_path_factory.mktemp("data"))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TINYATTN_DATA", str(home))
-        patched.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    home = tmp_path_factory.mktemp("data")
+    with served(home, everything) as patched:
         patched.chdir(home)
         yield home
 
