@@ -6,6 +6,9 @@
 
 The datasets come from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`. Pieces of words, one table for all three uses of them.
+
+Translation, one run, seed 0, 6,000 steps on an H200 that other work shared: BLEU 37.1 and chrF 55.9 of the
+test split of 2016.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/listops.py --workdir=runs/listops
     python -m experiments.train --config=configs/listops.py:short --workdir=runs/listops_short
 
-`short` has expressions of 20 to 100 tokens and a smaller model, for a CPU.
+`short` has expressions of 20 to 100 tokens and a smaller model, for a CPU. One run of that, seed 0, on an
+H200 that other work shared: 36.2% of the test split in 83 s. The arena's own sizes were not trained to the end.
 """
 
 import ml_collections
