@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/listops.py:short --workdir=runs/listops_short
 
 `short` has expressions of 20 to 100 tokens and a smaller model, for a CPU. One run of that, seed 0, on an
-H200 that other work shared: 36.2% of the test split in 83 s. The arena's own sizes were not trained to the end.
+H200 that other work shared: 36.2% of the test split in 83 s. The arena's own sizes were not trained.
 """
 
 import ml_collections

@@ -5,8 +5,8 @@
 
 Tasks: `copying`, `selective_copying`, `induction`, `parity`, `mqar`, causal, and `sorting`, which is not.
 Dense attention, one run, seed 0, on an H200 that other work shared: copying and induction 100%, selective
-copying 99.95%, mqar 99.99%, sorting 99.7% and parity 76.0% of the test split, in 31 to 66 s each. Parity is known
-to be out of reach of softmax attention as texts grow (https://arxiv.org/abs/1906.06755).
+copying 99.95%, mqar 99.99%, sorting 99.7% and parity 76.0% of the test split, in 31 to 66 s each. Parity is
+known to be out of reach of softmax attention as texts grow (https://arxiv.org/abs/1906.06755).
 
 Short convolutions before each mixing let a token know the one before it, without which no single layer of
 attention can.
