@@ -64,21 +64,50 @@ def everything(home: Path) -> Path:
         columns["slots"] = [f"O {TAGS[1 + i % 39]} {TAGS[40 + i % 32]} O" for i in range(rows)]
         names = datasets.ClassLabel(names=[f"s{i}" for i in range(7)])
         write(home / "snips", split, columns, {"text": TEXT, "slots": TEXT, "intent": names})
-        first = [f"{'cat' if i % 2 else 'dog'} {x}" for i, x in enumerate(texts(split, rows, 1))]
-        columns = {"sentence1": first, "sentence2": ["a dog sat"] * rows}
-        columns["label"] = [(i + 1) % 2 for i in range(rows)]
-        names = datasets.ClassLabel(names=["not_equivalent", "equivalent"])
-        features = {"sentence1": TEXT, "sentence2": TEXT, "label": names}
-        write(home / "glue/mrpc", split, columns, features)
         play = {"text": ["Now is the winter\nof our " * (2 * rows)]}
         write(home / "tiny_shakespeare", split, play, {"text": TEXT})
         lines = {
             "text": ["", " = Title = \n"] + [f" a b <unk> w{i % 5} \n" for i in range(3 * rows)]
         }
         write(home / "wikitext/wikitext-2-v1", split, lines, {"text": TEXT})
+    glue(home, ("mrpc",))
     pictures(home)
     answers(home)
     return home
+
+
+def glue(home: Path, names=None) -> None:
+    """GLUE's tasks of pairs: the first word tells the class, or the words that both have the score."""
+    sentences = ("sentence1", "sentence2")
+    made = {
+        "mnli": (("premise", "hypothesis"), ["entailment", "neutral", "contradiction"]),
+        "mrpc": (sentences, ["not_equivalent", "equivalent"]),
+        "qnli": (("question", "sentence"), ["entailment", "not_entailment"]),
+        "qqp": (("question1", "question2"), ["not_duplicate", "duplicate"]),
+        "rte": (sentences, ["entailment", "not_entailment"]),
+        "stsb": (sentences, None),
+        "wnli": (sentences, ["not_entailment", "entailment"]),
+    }
+    for name, (columns, classes) in made.items():
+        if names is not None and name not in names:
+            continue
+        label = datasets.ClassLabel(names=classes) if classes else datasets.Value("float32")
+        features = dict.fromkeys(columns, TEXT) | {"label": label}
+        matched = ("validation_matched", "validation_mismatched") if name == "mnli" else ()
+        for split, rows in {"train": 450, **dict.fromkeys(matched or ("validation",), 16)}.items():
+            first, second = texts(split, rows, 1), ["a dog sat"] * rows
+            if classes:
+                given = [(i + 1) % len(classes) for i in range(rows)]
+                first = [
+                    f"{('cat', 'dog', 'cow')[k]} {x}" for k, x in zip(given, first, strict=True)
+                ]
+            else:
+                given = [i % 11 / 2 for i in range(rows)]
+                words = [f"u{i} " for i in range(10)]
+                first = ["".join(words) + x for x in first]
+                second = ["".join(words[: int(2 * k)]) + "and no more" for k in given]
+            pair = dict(zip(columns, (first, second), strict=True))
+            write(home / "glue" / name, split, pair | {"label": given}, features)
 
 
 def answers(home: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_data import TEXT, everything, served, texts, write
 
-from configs import chars, intents, slots, sst2, trec, words
+from configs import chars, intents, pairs, slots, sst2, trec, words
 from tinyattn import config, tasks, train
 from tinyattn.tasks import Split, _texts, _tokens
 from tinyattn.tasks import slots as slots_task
@@ -21,8 +21,6 @@ TINY = {
     "model.dropout": 0.0,
     "train.steps_per_dispatch": 1,
 }
-PAIRS = {"task": tasks.spec("pairs", vocab_size=900, pack=0), "model.pool": "mean"}
-PAIRS |= {"model.token_types": 2, "model.num_classes": 2}
 SNIPS = {"task": tasks.spec("snips", vocab_size=900), "model.num_classes": 7}
 SMALL_WORDS = {name: 300 for name in ("task.vocab_size", "model.vocab_size", "model.num_classes")}
 # By what they learn: the config, what is changed of it, and what the record's metrics have.
@@ -32,7 +30,7 @@ LEARNT = {
     "intents": (intents, {}, ("macro_f1", "in_scope_accuracy", "oos_recall")),
     "snips": (trec, SNIPS, ("macro_f1",)),
     "slots": (slots, {"train.batch_size": 4}, ("span_precision", "span_recall", "span_f1")),
-    "pairs": (trec, PAIRS, ("f1",)),
+    "pairs": (pairs, {}, ("f1",)),
     "chars": (chars, {"train.batch_size": 4}, ("perplexity", "bits")),
     "words": (words, SMALL_WORDS | {"train.batch_size": 4}, ("perplexity", "bits")),
 }

@@ -165,8 +165,8 @@ def _record(row: Row, run: Run, outcome: train.Outcome, row_costs: dict, seconds
     if outcome.error:
         return record | {"error": outcome.error}, None
     program, arrays = row.program, {}
-    for name in ("validation", "test"):
-        split = getattr(program.task, name)
+    judged = {"validation": program.task.validation, "test": program.task.test}
+    for name, split in (judged | program.task.others).items():
         predicted = train.evaluate(program, outcome.theta, split)
         found = tasks.score(program.task, split, predicted)
         record["metrics"] |= {f"{name}_{key}": value for key, value in found.items()}

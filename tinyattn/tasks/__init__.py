@@ -58,8 +58,8 @@ class Split(NamedTuple):
       segment_ids: int32 [n, T], which text of several packed into a row a token belongs to; None is one.
       prefix: int32 [n, P], what a decoder reads, token for token before its label; None without one.
       masked: bool [n, T], the tokens in whose place a model sees its mask embedding; None is none.
-      targets: float32 [n, T, features], what is to be predicted of tokens whose label is not negative; None
-        where labels are classes.
+      targets: float32, in the shape of the labels and [features], what is to be predicted where a label is
+        not negative; None where labels are classes.
     """
 
     inputs: np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -116,6 +116,7 @@ class Task(NamedTuple):
       writing: Of a task whose test answers are texts that a decoder writes; None of others.
       judge: Of these answers, the texts of the test split in order -> numbers by name.
       headline: Which of those a table shows; None is `metric`.
+      others: Further test splits by name, whose numbers a record has as well.
     """
 
     train: Split
@@ -132,6 +133,7 @@ class Task(NamedTuple):
     writing: Writing | None = None
     judge: Callable[[Sequence[str]], dict[str, float]] | None = None
     headline: Metric | None = None
+    others: Mapping[str, Split] = {}
 
     @property
     def regression(self) -> bool:

@@ -1,30 +1,18 @@
-"""What tasks of one label a text have in common: splits, the task, a baseline."""
+"""What tasks of one label, or one score, a text have in common: splits, the task."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
 from tinyattn.tasks import Split, Task, _asked, _metrics, _steps, _tokens
+from tinyattn.tasks._bags import bag_of_words, shared_words
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._source import Dataset
-from tinyattn.tasks._texts import (
-    SPLITS,
-    UNLABELLED,
-    Texts,
-    augmentation,
-    clean,
-    named,
-    size,
-    splits,
-)
-
-START = _tokens.SPECIALS.index(_tokens.START)
+from tinyattn.tasks._texts import SPLITS, Texts, augmentation, clean, named, size, splits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,31 +31,32 @@ class Labelled(Texts):
 
 
 def hold_out(frames: _steps.Frames, label: str, rows: int) -> _steps.Frames:
-    """Splits a validation split off training, stratified by label and always the same."""
+    """Splits a validation split off training, stratified by label, or whole score, and always the same."""
     train, validation = train_test_split(
         frames["train"],
         test_size=rows,
         random_state=0,
-        stratify=frames["train"][label],
+        stratify=frames["train"][label].round(),
         shuffle=True,
     )
     return {**frames, "train": train.sort_index(), "validation": validation.sort_index()}
 
 
 def few(frames: _steps.Frames, label: str, rows: int) -> _steps.Frames:
-    """So many rows of training alone, stratified by label and always the same.
+    """So many rows of training alone, stratified by label, or whole score, and always the same.
 
     Raises:
       ValueError: There are not more than these, or fewer than a class each.
     """
     train = frames["train"]
-    classes = train[label].nunique()
+    kinds = train[label].round()
+    classes = kinds.nunique()
     if not classes <= rows <= len(train) - classes:
         raise ValueError(
             f"task.train_examples={rows} must be {classes} (the classes) to {len(train) - classes} of"
             f" {len(train)} training rows, or 0 for all"
         )
-    train, _ = train_test_split(train, train_size=rows, random_state=0, stratify=train[label])
+    train, _ = train_test_split(train, train_size=rows, random_state=0, stratify=kinds)
     return {**frames, "train": train.sort_index()}
 
 
@@ -87,13 +76,67 @@ def classify(
     Args:
       config: The task's.
       dataset: Its name, for messages.
-      data: Its rows.
+      data: Its rows; splits beside the three are `Task.others`.
       columns: Of the text or the two texts, and of the label.
       validation: Rows of training that are held out; 0 where the data have a validation split.
       names: Of the classes.
       measure: As in `Task`.
       **fields: Others of `Task`.
     """
+    task = _task(config, dataset, data, columns, validation)
+    return task._replace(
+        num_classes=len(names),
+        measure=measure,
+        baselines=lambda: bag_of_words(task, measure),
+        files={**task.files, _asked.CLASSES: json.dumps(names)},
+        **fields,
+    )
+
+
+def regress(
+    config: Labelled,
+    dataset: str,
+    data: Dataset,
+    columns: _steps.Columns,
+    *,
+    validation: int = 0,
+) -> Task:
+    """A task of one score a pair of texts, judged by how it correlates.
+
+    Args:
+      config: The task's.
+      dataset: Its name, for messages.
+      data: Its rows.
+      columns: Of the two texts, and of the score.
+      validation: Rows of training that are held out; 0 where the data have a validation split.
+
+    Raises:
+      ValueError: The column is one of something else.
+    """
+    kind = data["train"].features[columns.label]
+    if "float" not in getattr(kind, "dtype", ""):
+        raise ValueError(
+            f"{dataset}: column {columns.label!r} is {kind}, not a score: make the files with the hub's"
+            f" schema, of floats"
+        )
+    task = _task(config, dataset, data, columns, validation, scores=True)
+    return task._replace(
+        num_classes=1,
+        metric=_metrics.PEARSON,
+        measure=_correlations,
+        baselines=lambda: shared_words(task, _correlations),
+    )
+
+
+def _task(
+    config: Labelled,
+    dataset: str,
+    data: Dataset,
+    columns: _steps.Columns,
+    validation: int,
+    scores: bool = False,
+) -> Task:
+    """The task but for its classes and what judges it."""
 
     def make() -> Prepared:
         said = _steps.Told(config.broken)
@@ -104,57 +147,37 @@ def classify(
                 _steps.dedupe(frames, columns, said)
         if config.train_examples:
             frames = few(frames, columns.label, config.train_examples)
-        texts = {c: {s: frames[s][c].tolist() for s in SPLITS} for c in columns.texts}
+        texts = {c: {s: frames[s][c].tolist() for s in frames} for c in columns.texts}
         tokenizer = _tokens.train(config, [t for c in columns.texts for t in texts[c]["train"]])
         arrays = {}
-        for split in SPLITS:
+        for split, frame in frames.items():
             given = (texts[c][split] for c in columns.texts)
             rows = _tokens.encode(tokenizer, *given, length=config.length)
-            said.cut(split, config.length, frames[split].index[rows.cut])
+            said.cut(split, config.length, frame.index[rows.cut])
             fields = {"inputs": rows.ids, "key_valid": rows.key_valid}
             if len(columns.texts) > 1:
                 fields["token_types"] = rows.types
-            labels = frames[split][columns.label].to_numpy(np.int32)
-            arrays |= named(split, fields, labels, config.pack)
+            labels, targets = frame[columns.label].to_numpy(), None
+            if scores:
+                targets = labels.astype(np.float32)[:, None]
+                labels = np.zeros(len(labels))
+            arrays |= named(split, fields, labels.astype(np.int32), config.pack, targets)
         return Prepared(arrays, {_tokens.FILE: tokenizer.to_str()}, {"prepared": said.lines})
 
     fingerprint = data.fingerprint()
     found = prepared(fingerprint, config, make)
     parts = splits(found)
     return Task(
-        **parts,
-        num_classes=len(names),
+        **{name: parts.pop(name) for name in SPLITS},
+        others=parts,
+        num_classes=0,
         vocab_size=size(found),
         augment=augmentation(config),
-        measure=measure,
-        baselines=lambda: bag_of_words(parts, size(found), measure),
-        files={**found.files, _asked.CLASSES: json.dumps(names)},
+        files=found.files,
         told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
-        **fields,
     )
 
 
-def bag_of_words(
-    parts: Mapping[str, Split], vocab_size: int, measure: Callable[..., dict[str, float]]
-) -> dict[str, float]:
-    """Test numbers of a logistic regression on how often a text has each token, wherever.
-
-    The same tokens as the model's; each text of a pair has a count of its own.
-    """
-
-    def counts(split: Split):
-        # The number of a token's text: each starts with `[CLS]`.
-        texts = np.cumsum(split.inputs == START).reshape(split.inputs.shape) - 1
-        types = np.zeros_like(split.inputs) if split.token_types is None else split.token_types
-        kept = split.inputs >= len(_tokens.SPECIALS)
-        columns = split.inputs[kept] + vocab_size * types[kept]
-        shape = (texts.max() + 1, vocab_size * (1 + int(split.token_types is not None)))
-        entries = (np.ones(kept.sum()), (texts[kept], columns))
-        return scipy.sparse.csr_array(entries, shape), split.labels[split.labels >= 0]
-
-    found = LogisticRegression(max_iter=300).fit(*counts(parts["train"]))
-    test = parts["test"]
-    labels = np.full_like(test.labels, UNLABELLED)
-    labels[test.labels >= 0] = found.predict(counts(test)[0])
-    predicted = _metrics.Predicted(labels, np.zeros(0, np.float32))
-    return {"accuracy": _metrics.accuracy(test.labels, labels)} | measure(test, predicted)
+def _correlations(split: Split, predicted: _metrics.Predicted) -> dict[str, float]:
+    there = split.labels >= 0
+    return _metrics.correlations(split.targets[there][:, 0], predicted.labels[there][:, 0])

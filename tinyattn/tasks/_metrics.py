@@ -23,14 +23,15 @@ class Metric(NamedTuple):
 ACCURACY = Metric("accuracy")
 LOSS = Metric("loss", higher=False, percent=False)
 PERPLEXITY = Metric("perplexity", higher=False, percent=False)
+PEARSON = Metric("pearson", percent=False)
 
 
 class Predicted(NamedTuple):
     """What a model says of a split.
 
     Attributes:
-      labels: int32, in the shape of the split's own labels; of no meaning where those are negative, and
-        of a regression.
+      labels: int32, in the shape of the split's own labels; of a regression float32, in that of its
+        targets. Of no meaning where the split's labels are negative.
       losses: float32, in nats or squared errors, of all labels that are there, by example, then by token.
     """
 
@@ -82,6 +83,17 @@ def spans(names: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> di
     found = precision_recall_fscore_support(*tags, average="micro", zero_division=0)
     keys = ("span_precision", "span_recall", "span_f1")
     return {key: float(x) for key, x in zip(keys, found, strict=False)}
+
+
+def correlations(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Pearson's and Spearman's correlation of scores [n]; 0 where one of them does not vary."""
+    from scipy.stats import pearsonr, spearmanr
+
+    both = [np.asarray(x, np.float64) for x in (targets, predicted)]
+    # Nor is there any to a model that has diverged.
+    varies = all(0 < np.ptp(x) < np.inf for x in both)
+    kinds = {"pearson": pearsonr, "spearman": spearmanr}
+    return {name: float(kind(*both).statistic) if varies else 0.0 for name, kind in kinds.items()}
 
 
 def perplexity(losses: np.ndarray) -> dict[str, float]:

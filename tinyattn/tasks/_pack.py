@@ -36,13 +36,13 @@ def pack(arrays: Arrays, length: int) -> dict[str, np.ndarray]:
     """Rows of `length` tokens from rows of one text each, with `segment_ids` from 0 in every row.
 
     Args:
-      arrays: [n, T] each, among them `key_valid`, which is True for the first tokens of a row.
+      arrays: [n, T, ...] each, among them `key_valid`, which is True for the first tokens of a row.
       length: Of a packed row.
     """
     lengths = arrays["key_valid"].sum(1)
     shared = rows(lengths, length)
     made = {
-        name: np.full((len(shared), length), EMPTY.get(name, 0), x.dtype)
+        name: np.full((len(shared), length, *x.shape[2:]), EMPTY.get(name, 0), x.dtype)
         for name, x in arrays.items()
     }
     made["segment_ids"] = np.zeros((len(shared), length), np.int32)

@@ -130,14 +130,16 @@ def duplicates(frames: Frames, columns: Columns, told: Told) -> None:
 
 
 def dedupe(frames: Frames, columns: Columns, told: Told) -> None:
-    """Drops from a split what a later one has too, so that no test text is trained on."""
+    """Drops from training and validation what a later split has too, so that no test text is trained on."""
     seen: set[Any] = set()
-    for split in reversed([name for name in SPLITS if name in frames]):
+    chosen = [name for name in SPLITS[1::-1] if name in frames]
+    for split in [name for name in frames if name not in chosen] + chosen:
         frame = frames[split]
         keys = _keys(frame, columns._replace(texts=columns.read or columns.texts))
-        bad = np.asarray(keys.isin(seen))
-        told.say("dedupe", split, "dropped: a later split has the text too", frame.index[bad])
-        frames[split] = frame[~bad]
+        if split in chosen:
+            bad = np.asarray(keys.isin(seen))
+            told.say("dedupe", split, "dropped: a later split has the text too", frame.index[bad])
+            frames[split] = frame[~bad]
         seen |= set(keys)
 
 

@@ -76,7 +76,13 @@ def clean(
     return frames
 
 
-def named(split: str, fields: _pack.Arrays, labels: np.ndarray, pack: int) -> _pack.Arrays:
+def named(
+    split: str,
+    fields: _pack.Arrays,
+    labels: np.ndarray,
+    pack: int,
+    targets: np.ndarray | None = None,
+) -> _pack.Arrays:
     """The arrays of a split by their names in the cache, packed or not.
 
     Args:
@@ -84,24 +90,31 @@ def named(split: str, fields: _pack.Arrays, labels: np.ndarray, pack: int) -> _p
       fields: [n, T] each.
       labels: One a text, [n], or one a token, [n, T].
       pack: Tokens of a packed row, or 0.
+      targets: Of a regression, of each text [n, features].
     """
+    told = {"labels": labels} if targets is None else {"labels": labels, "targets": targets}
     if pack:
         if labels.ndim == 1:
-            first = np.full(fields["inputs"].shape, UNLABELLED, np.int32)
-            first[:, 0] = labels
-            labels = first
-        fields = _pack.pack({**fields, "labels": labels}, pack)
+            told = {name: _at_first(name, x, fields["inputs"].shape) for name, x in told.items()}
+        fields = _pack.pack({**fields, **told}, pack)
     else:
-        fields = {**fields, "labels": labels}
+        fields = {**fields, **told}
     return {f"{split}/{name}": x for name, x in fields.items()}
+
+
+def _at_first(name: str, x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[n, ...] of texts as [n, T, ...] of tokens: that of a text stands at its first."""
+    made = np.full((*shape, *x.shape[1:]), _pack.EMPTY.get(name, 0), x.dtype)
+    made[:, 0] = x
+    return made
 
 
 def splits(found: Prepared) -> dict[str, Split]:
     """The splits of prepared arrays."""
-    fields: dict[str, dict[str, np.ndarray]] = {name: {} for name in SPLITS}
+    fields: dict[str, dict[str, np.ndarray]] = {}
     for name, array in found.arrays.items():
         split, _, field = name.partition("/")
-        fields[split][field] = array
+        fields.setdefault(split, {})[field] = array
     return {name: Split(**arrays) for name, arrays in fields.items()}
 
 

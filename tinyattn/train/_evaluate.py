@@ -13,7 +13,7 @@ LOGITS = 2**25
 
 
 def evaluate(program: Program, theta: Any, split: Split, batch: int = 256) -> Predicted:
-    """The predicted label of every example or token, and the losses of those that have a label.
+    """What is predicted of every example or token, and the losses of those that have a label.
 
     Args:
       program: Whose model.

@@ -64,7 +64,8 @@ class Program(NamedTuple):
       run: (state, data, indices [k, B]) -> (state, Sums of [k]); jitted, donates the state.
       run_many: The same for states stacked along a first axis, and indices [seeds, k, B].
       predict: (theta, batch) -> logits; jitted.
-      judge: (theta, batch) -> predicted labels and losses, in the shape of the labels; jitted.
+      judge: (theta, batch) -> what is predicted, in the shape of the labels, or of the targets, and
+        losses, in that of the labels; jitted.
     """
 
     task: Task
@@ -188,7 +189,7 @@ def make(config: Mapping[str, Any]) -> Program:
         # On the device: the logits of a large vocabulary are more than all else.
         logits = predict(theta, batch)
         if task.regression:
-            return jnp.zeros_like(batch.labels), squares(logits, batch)
+            return logits, squares(logits, batch)
         right = jnp.take_along_axis(logits, jnp.maximum(batch.labels, 0)[..., None], axis=-1)
         losses = jax.nn.logsumexp(logits, axis=-1) - right[..., 0]
         return logits.argmax(-1).astype(jnp.int32), losses
@@ -208,7 +209,7 @@ def make(config: Mapping[str, Any]) -> Program:
 
 
 def squares(outputs: jax.Array, batch: Split) -> jax.Array:
-    """[B, T], the mean over features of the squared error of each token."""
+    """The mean over features of the squared error of each label, in the labels' shape."""
     return ((outputs - batch.targets) ** 2).mean(-1)
 
 
