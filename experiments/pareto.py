@@ -26,7 +26,7 @@ from matplotlib.ticker import (
 )
 
 from experiments.places import score_range, spread
-from experiments.table import ROUNDED, SYMBOLS, heading, marked, title
+from experiments.table import ROUNDED, SYMBOLS, heading, marked, spelled, title
 from tinyattn.cost import columns
 
 COSTS = ("executed_flops", "stored_bytes")
@@ -221,7 +221,7 @@ def _text_width(page: Figure, labels: list[str]) -> float:
 
 def _title(summary: pd.DataFrame) -> str:
     most = int(summary["seeds"].max())
-    name = f"Test {summary['metric'].iloc[0].replace('_', ' ')}"
+    name = f"Test {spelled(summary['metric'].iloc[0])}"
     if most < 2:
         return f"{name} against cost, {most} seeds: no interval".replace("1 seeds", "1 seed")
     return f"{name} against cost: mean and 95% t interval, n={most} seeds"

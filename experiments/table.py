@@ -25,6 +25,17 @@ ROUNDED = (
     "‡ activations rounded to few integers, in float arithmetic: latency and bytes of activations are "
     "those of floats."
 )
+# Words of metrics' names as their fields write them.
+SPELLED = {
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "f1": "F1",
+    "pearson": "Pearson",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "spearman": "Spearman",
+}
 SYMBOLS = {"bytes": "B", "seconds": "s"}
 PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 
@@ -71,7 +82,7 @@ def terminal(summary: pd.DataFrame) -> str:
 def title(summary: pd.DataFrame) -> tuple[str, str]:
     """Returns the headings of the score and of the differences between scores."""
     first = summary.iloc[0]
-    name = f"test {first['metric'].replace('_', ' ')}"
+    name = f"test {spelled(first['metric'])}"
     arrow = "" if first["higher"] else " ↓"
     return (f"{name}, %", "Δ, points") if first["percent"] else (f"{name}{arrow}", "Δ")
 
@@ -79,7 +90,7 @@ def title(summary: pd.DataFrame) -> tuple[str, str]:
 def notes(summary: pd.DataFrame) -> list[str]:
     """Returns what a reader must know beside the numbers: conventions, tests, failures."""
     most, higher = summary["seeds"].max(), summary["higher"].iloc[0]
-    name = summary["metric"].iloc[0].replace("_", " ").capitalize()
+    name = spelled(summary["metric"].iloc[0], start=True)
     said = [
         f"{CONVENTION} 1 k = 1000, 1 kB = 1000 bytes.",
         f"{name}: mean over n={most} seeds unless the row says otherwise, ± half the width of "
@@ -151,6 +162,17 @@ def human(value: float, unit: str) -> str:
         return f"{value:.3g} {symbol}".rstrip()
     digits = 0 if power == 0 and value == int(value) else 2 - (exponent - power)
     return f"{value / 10.0**power:.{digits}f} {PREFIXES[power]}{symbol}".rstrip()
+
+
+def spelled(metric: str, start: bool = False) -> str:
+    """Returns the name of a metric in words, with a capital at the start of a sentence.
+
+    >>> spelled("span_f1"), spelled("span_f1", start=True), spelled("chrf", start=True)
+    ('span F1', 'Span F1', 'chrF')
+    """
+    first, *rest = metric.split("_")
+    first = SPELLED.get(first, first.capitalize() if start else first)
+    return " ".join([first, *(SPELLED.get(word, word) for word in rest)])
 
 
 def heading(column: Column) -> str:

@@ -144,3 +144,16 @@ def test_drawing_leaves_the_backend_alone():
     with matplotlib.rc_context({"backend": "svg"}):
         pareto.figure(crowded(2))
         assert matplotlib.rcParams["backend"] == "svg"
+
+
+def test_a_metric_is_written_as_its_field_does():
+    runs = frame(dense=[0.3] * 5, window=[0.2] * 5)
+    runs["metrics.test_rougeL"] = runs["metrics.test_accuracy"]
+    for field, value in (("name", "rougeL"), ("higher", True), ("percent", True)):
+        runs[f"metric.{field}"] = value
+    summary = report.summarise(runs)
+    text = report.markdown(summary)
+    assert "| test ROUGE-L, % |" in " ".join(text.split()) and "- ROUGE-L: mean over n=5" in text
+    page = pareto.figure(summary)
+    assert page.axes[0].get_ylabel() == "test ROUGE-L, %"
+    assert page.texts[0].get_text().startswith("Test ROUGE-L against cost")
