@@ -3,6 +3,7 @@
     python -m experiments.train --config=configs/pretrain.py:task=intents --workdir=runs/pretrain
     python -m experiments.train --config=configs/intents.py --workdir=runs/intents \
         --config.train.pretrained=runs/pretrain --config.task.vocabulary=runs/pretrain
+    python -m experiments.predict --workdir=runs/pretrain "what is the [MASK] of france"
 
 The second command trains another head on the same body, with the same tokeniser: without it ids would mean
 something else, which is refused. Images and speech have no tokeniser. What is taken and what is new is said

@@ -3,10 +3,12 @@
     python -m experiments.predict --workdir=runs/trec "Who wrote Faust ?" "How far is the moon ?"
     python -m experiments.predict --workdir=runs/first --row=dense --seed=0 three.png seven.png
     python -m experiments.predict --workdir=runs/translation < captions.de
+    python -m experiments.predict --workdir=runs/pretrain "what is the [MASK] of france"
 
 Each argument, or without arguments each line of the standard input, is one input, and one line of JSON is
-the answer: the class with the probabilities of the likeliest ones, a tag for each word, or a text. Of pairs
-a line has two texts, or an image file and a WAV file, and a tab between them.
+the answer: the class with the probabilities of the likeliest ones, a score, a tag for each word, a text, or
+the likeliest words for each `[MASK]`. Of pairs a line has two texts, or an image file and a WAV file, and a
+tab between them.
 """
 
 import json

@@ -34,14 +34,16 @@ class Transformer(nn.Module):
         segment_ids=None,
         prefix=None,
         masked=None,
+        at=None,
         memory: Memory | None = None,
         table=None,
         axis: str | None = None,
     ):
         """Logits float32 [B, num_classes], or the pooled vector [B, D] without a head.
 
-        Without a pool they are those of every token, [B, T, num_classes] or [B, T, D]; of an
-        encoder-decoder those of every token of the prefix, [B, P, num_classes]. With `auxiliary` a pair:
+        Without a pool they are those of every token, [B, T, num_classes] or [B, T, D], or of those `at` A
+        places alone, [B, A, ...]; of an encoder-decoder those of every token of the prefix, [B, P,
+        num_classes]. With `auxiliary` a pair:
         these, and the sum over layers of what the variants add to the loss, float32 [B], each the mean
         over an example's tokens; None if no variant adds any.
 
@@ -57,16 +59,17 @@ class Transformer(nn.Module):
             see each other and whose positions count from 0; None is one text.
           prefix: int [B, P], the ids that the decoder reads.
           masked: bool [B, T], which tokens, patches or frames are hidden; None is none.
+          at: int [B, A], 0 to T - 1, the tokens whose outputs are asked for; None is all.
           memory: What the layers of a decoder attend to, [B, S, D].
           table: Of tokens, where a decoder shares the encoder's.
           axis: Of the devices that a batch is split over in training, by name; None is one.
 
         Raises:
           ValueError: Shapes that do not fit together or the config, a prefix too many or too few, or
-            token types, segments or masked tokens that the config has no place for.
+            token types, segments, masked tokens or places that the config has no place for.
         """
         config = self.config
-        _check_given(config, segment_ids, prefix)
+        _check_given(config, segment_ids, prefix, at)
         seen = mask(config, key_valid, segment_ids, length(config, inputs))
         rngs, batch = (None,) * 3, None
         if rng is not None:
@@ -86,6 +89,8 @@ class Transformer(nn.Module):
         if config.norm_place == "pre":
             x = norm(config, "norm", x, batch)
         out = pool(x, seen.key_valid, config.pool)
+        if at is not None:
+            out = jnp.take_along_axis(out, at[..., None], axis=1)
         if config.decoder_layers:
             made = Transformer(decoder(config), name="decoder")
             shared = self._table("embedding") if config.shared_table else None
@@ -180,12 +185,18 @@ def table_path(config: Config) -> tuple[str, ...]:
     return ("decoder", "embedding") if apart else ("embedding",)
 
 
-def _check_given(config: Config, segment_ids, prefix) -> None:
+def _check_given(config: Config, segment_ids, prefix, at) -> None:
     if (prefix is None) == bool(config.decoder_layers):
         raise ValueError(
             f"model.decoder_layers={config.decoder_layers} and"
             f" {'no prefix is' if prefix is None else 'a prefix is'} given: a decoder reads a prefix,"
             f" and nothing else does"
+        )
+    if at is not None and (config.decoder_layers or config.pool != "none"):
+        raise ValueError(
+            f"places are given whose outputs are asked for: model.pool={config.pool!r} and"
+            f" model.decoder_layers={config.decoder_layers} have no output for each token read; set"
+            f" pool='none' and decoder_layers=0"
         )
     if segment_ids is None:
         return

@@ -52,12 +52,14 @@ class Split(NamedTuple):
     Attributes:
       inputs: [n, ...]; images [n, height, width, channels] or frames [n, T, features] in float32, tokens
         [n, T] in int32, or a pair of images and frames.
-      labels: int32 [n], or [n, T] with one for each token; negative where nothing is to be predicted.
+      labels: int32 [n], or [n, T] with one for each token, or [n, A] with one for each place of `at`;
+        negative where nothing is to be predicted.
       key_valid: bool [n, T], False where `inputs` is padding, of a pair its frames; None where nothing is.
       token_types: int32 [n, T], such as 0 for the first text of a pair and 1 for the second; None is 0.
       segment_ids: int32 [n, T], which text of several packed into a row a token belongs to; None is one.
       prefix: int32 [n, P], what a decoder reads, token for token before its label; None without one.
       masked: bool [n, T], the tokens in whose place a model sees its mask embedding; None is none.
+      at: int32 [n, A], the tokens whose outputs are asked for; None is all.
       targets: float32, in the shape of the labels and [features], what is to be predicted where a label is
         not negative; None where labels are classes.
     """
@@ -69,6 +71,7 @@ class Split(NamedTuple):
     segment_ids: np.ndarray | None = None
     prefix: np.ndarray | None = None
     masked: np.ndarray | None = None
+    at: np.ndarray | None = None
     targets: np.ndarray | None = None
 
     @property

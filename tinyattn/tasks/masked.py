@@ -4,7 +4,8 @@
     labels   .   wrote faust .
 
 The inputs are those of any other task, whose labels are not looked at. In training other tokens are hidden
-at each step; of validation and test they are always the same ones.
+at each step; of validation and test they are always the same ones. Outputs are asked for where something is
+to be told and nowhere else (`Split.at`), for a head may be as wide as a vocabulary.
 
 Source: Devlin et al. 2019, "BERT", https://arxiv.org/abs/1810.04805, section 3.1; hidden anew each step as
   Liu et al. 2019, "RoBERTa", https://arxiv.org/abs/1907.11692, section 4.1; patches as Xie et al. 2022,
@@ -16,19 +17,29 @@ Differs: What stands in the place of a token is an embedding without an id (`mod
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from tokenizers import AddedToken
 
 from tinyattn import tasks
-from tinyattn.tasks import Split, Task, _generated, _metrics, _tokens
+from tinyattn.tasks import (
+    Asked,
+    Split,
+    Task,
+    _asked,
+    _generated,
+    _hidden,
+    _metrics,
+    _steps,
+    _tokens,
+)
+from tinyattn.tasks._hidden import Draws, Tokens, hide
 
 OF = ("of",)
-HIDDEN, STAY = 0.8, 0.1
-UNLABELLED = _generated.UNLABELLED
+MASK = "[MASK]"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,61 +63,52 @@ class Config:
             raise ValueError(f"task.patch={self.patch} must be at least 1")
 
 
-class Draws(NamedTuple):
-    """What chance decides of a batch.
+def asked(config: Config, files: Mapping[str, str], lines: Sequence[str]) -> Asked:
+    """Texts with `[MASK]` in the place of each token that is to be told.
 
-    Attributes:
-      order: [B, T], 0 to 1: those of the least are to be told.
-      kind: [B, T], 0 to 1: which of them are hidden, stay, or are another token.
-      ids: int32 [B, T], that token.
+    Raises:
+      ValueError: The run's inputs are no texts, or a line has nothing to tell, or is too long.
     """
+    if _tokens.FILE not in files:
+        raise ValueError(
+            f"what is hidden of the inputs of {config.of['name']!r} is no text that an answer could name:"
+            f" fine-tune the run (train.pretrained=RUN) on a task with labels, and ask that one"
+        )
+    tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
+    size, first = tokenizer.get_vocab_size(), len(_tokens.SPECIALS)
+    # What the steps make of it is a token of its own; pieces of words have the space before them.
+    spelled = _steps.normalise(MASK, config.of.get("steps", ()), _steps.Columns(("text",)))
+    mask = AddedToken(spelled, special=True, lstrip=config.of.get("tokenizer") == "bpe")
+    tokenizer.add_special_tokens([mask])
+    split = tasks.asked(config.of, {**files, _tokens.FILE: tokenizer.to_str()}, lines).split
+    hidden = split.inputs == tokenizer.token_to_id(spelled)
+    counts = hidden.sum(1)
+    for number, (line, count) in enumerate(zip(lines, counts, strict=True), 1):
+        if not count:
+            raise ValueError(f"line {number} has no {MASK}; write it for each token to be told")
+        if count != line.count(MASK):
+            raise ValueError(
+                f"line {number} has {line.count(MASK)} {MASK}, of which the model reads {count}: shorten it"
+            )
+    names = _names(tokenizer, range(first, size))
+    likeliest = _asked.classes(names)
 
-    order: jax.Array
-    kind: jax.Array
-    ids: jax.Array
+    def answers(logits: np.ndarray) -> list[dict[str, Any]]:
+        found = []
+        for row, count in zip(logits, counts, strict=True):
+            told = likeliest(row[:count, first:size])
+            found.append({key: [one[key] for one in told] for key in told[0]})
+        return found
+
+    at = _hidden.places(hidden, int(counts.max()))
+    inputs = np.where(hidden, 0, split.inputs)
+    return Asked(split._replace(inputs=inputs, masked=hidden, at=at), answers)
 
 
-class Tokens(NamedTuple):
-    """What a task's inputs are for a model.
-
-    Attributes:
-      kind: `tokens`, `patches` or `frames`.
-      patch: Of the config.
-      first: Least id that may be told and drawn; those below are special.
-      ids: Number of token ids.
-    """
-
-    kind: str
-    patch: int
-    first: int
-    ids: int
-
-    def cut(self, inputs):
-        """[B, height, width, C] or [B, frames, features] to [B, T, features] of a token."""
-        B, p = inputs.shape[0], self.patch
-        if self.kind == "frames":
-            return inputs.reshape(B, inputs.shape[1] // p, -1)
-        rows, columns = (side // p for side in inputs.shape[1:3])
-        parts = inputs.reshape(B, rows, p, columns, p, -1).swapaxes(2, 3)
-        return parts.reshape(B, rows * columns, -1)
-
-    def blank(self, inputs, hidden):
-        """The inputs without what is hidden, bool [B, T]: the mean of training, or padding."""
-        if self.kind == "tokens":
-            return _of(hidden).where(hidden, 0, inputs)
-        whole = hidden.reshape(-1, *(side // self.patch for side in inputs.shape[1:-1]))
-        for axis in range(1, whole.ndim):
-            whole = whole.repeat(self.patch, axis)
-        return _of(hidden).where(whole[..., None], np.float32(0), inputs)
-
-    def candidates(self, batch: Split):
-        """bool [B, T], what may be told: no special token, no padding."""
-        if self.kind == "tokens":
-            here = batch.inputs >= self.first
-            return here if batch.key_valid is None else here & batch.key_valid
-        if batch.key_valid is not None:
-            return batch.key_valid.reshape(len(batch.key_valid), -1, self.patch).all(-1)
-        return np.ones(self.cut(batch.inputs).shape[:2], bool)
+def _names(tokenizer: _tokens.Tokenizer, ids: Sequence[int]) -> list[str]:
+    """What each id spells, or its token where that is a part of a character."""
+    found = zip(ids, tokenizer.decode_batch([[i] for i in ids]), strict=True)
+    return [tokenizer.id_to_token(i) if "\N{REPLACEMENT CHARACTER}" in x else x for i, x in found]
 
 
 def wrap(config: Config, task: Task) -> Task:
@@ -127,9 +129,17 @@ def wrap(config: Config, task: Task) -> Task:
         may = made.candidates(whole)
         if rows := int((~may.any(1)).sum()):
             empty.append({"step": "masked", "split": name, "what": "nothing to hide", "rows": rows})
-        splits[name] = _untouched(made, whole, may)
-        if name != "train":
-            splits[name] = hide(config, made, _fixed(number, splits[name], made), splits[name])
+        kept = may.any(1)
+        own = {key: x for key, x in whole.given.items() if key != "prefix"}
+        own = jax.tree.map(lambda x, i=kept: x[i], Split(**own, labels=whole.labels))
+        may = may[kept]
+        if name == "train":
+            # All of it is there to be hidden at each step; till then it has its first places.
+            told = _hidden.chosen(made, may, np.arange(may.shape[1]))
+            own = _hidden.ask(made, told, own)
+            splits[name] = own._replace(masked=np.zeros_like(may), targets=None)
+        else:
+            splits[name] = hide(made, _fixed(number, may.shape, made), own)
     train, test = splits["train"], splits["test"]
     # As many as are asked for, whether or not a text has them: a model's sizes hang on no data.
     classes = (
@@ -138,10 +148,10 @@ def wrap(config: Config, task: Task) -> Task:
 
     def augment(rng: jax.Array, batch: Split) -> Split:
         own_rng, *rngs = jax.random.split(rng, 4)
-        batch, shape = task.augment(own_rng, batch), batch.labels.shape
+        batch, shape = task.augment(own_rng, batch), batch.masked.shape
         order, kind = (jax.random.uniform(one, shape) for one in rngs[:2])
         ids = jax.random.randint(rngs[2], shape, made.first, made.ids) if text else None
-        return hide(config, made, Draws(order, kind, ids), batch)
+        return hide(made, Draws(order, kind, ids), batch)
 
     return Task(
         **splits,
@@ -150,69 +160,31 @@ def wrap(config: Config, task: Task) -> Task:
         augment=augment,
         metric=_metrics.LOSS,
         measure=lambda split, predicted: _metrics.perplexity(predicted.losses) if text else {},
-        baselines=lambda: _frequencies(train, test, classes) if text else _mean(made, train, test),
+        baselines=lambda: (
+            _frequencies(made, train, test, classes) if text else _mean(made, train, test)
+        ),
         files=task.files,
         told={**task.told, "masked": empty},
     )
-
-
-def hide(config: Config, made: Tokens, draws: Draws, batch: Split) -> Split:
-    """The batch with labels, or targets, where something is to be told, and without what is hidden."""
-    xp, may = _of(draws.order), made.candidates(batch)
-    n = may.sum(1, keepdims=True)
-    count = xp.minimum(xp.maximum(xp.round(config.share * n), 1), n)
-    places = xp.argsort(xp.where(may, draws.order, np.inf), axis=1, stable=True)
-    told = may & (xp.argsort(places, axis=1, stable=True) < count)
-    if made.kind != "tokens":
-        return batch._replace(
-            inputs=made.blank(batch.inputs, told),
-            labels=xp.where(told, np.int32(0), np.int32(UNLABELLED)),
-            masked=told,
-            targets=made.cut(batch.inputs),
-        )
-    hidden = told & (draws.kind < HIDDEN)
-    other = told & (draws.kind >= HIDDEN + STAY)
-    return batch._replace(
-        inputs=made.blank(xp.where(other, draws.ids, batch.inputs), hidden),
-        labels=xp.where(told, batch.inputs, np.int32(UNLABELLED)),
-        masked=hidden,
-    )
-
-
-def _of(array):
-    """What computes with it: NumPy where a split is in memory, so that nothing is compiled for it."""
-    return np if isinstance(array, np.ndarray) else jnp
 
 
 def _tokens_of(config: Config, task: Task) -> Tokens:
     if task.vocab_size:
         # Generated tokens are none of them special.
         special = len(_tokens.SPECIALS) if task.vocabulary else 0
-        return Tokens("tokens", 1, special, task.vocab_size)
+        return Tokens("tokens", config.share, 1, special, task.vocab_size)
     sides = task.train.inputs.shape[1:-1]
     if any(side % config.patch for side in sides):
         shape = "x".join(map(str, sides))
         raise ValueError(
             f"task.patch={config.patch} must divide the {shape} pixels or frames of an input"
         )
-    return Tokens("patches" if len(sides) == 2 else "frames", config.patch, 0, 0)
+    return Tokens("patches" if len(sides) == 2 else "frames", config.share, config.patch, 0, 0)
 
 
-def _untouched(made: Tokens, whole: Split, may: np.ndarray) -> Split:
-    """Examples of which something may be told; all of that is labelled, nothing hidden."""
-    kept = may.any(1)
-    own = Split(
-        **{name: x for name, x in whole.given.items() if name != "prefix"}, labels=whole.labels
-    )
-    own = jax.tree.map(lambda x: x[kept], own)
-    ids = own.inputs if made.kind == "tokens" else 0
-    labels = np.where(may[kept], ids, UNLABELLED).astype(np.int32)
-    return own._replace(labels=labels, masked=np.zeros_like(may[kept]))
-
-
-def _fixed(number: int, split: Split, made: Tokens) -> Draws:
+def _fixed(number: int, shape: tuple[int, int], made: Tokens) -> Draws:
     """The draws of a whole split, the same on every machine and in every release."""
-    bits, shape = np.random.Philox(np.random.SeedSequence([0, number])), split.labels.shape
+    bits = np.random.Philox(np.random.SeedSequence([0, number]))
     order, kind = (
         ((bits.random_raw(shape) >> np.uint64(40)) * 2.0**-24).astype(np.float32) for _ in range(2)
     )
@@ -222,9 +194,9 @@ def _fixed(number: int, split: Split, made: Tokens) -> Draws:
     )
 
 
-def _frequencies(train: Split, test: Split, classes: int) -> dict[str, float]:
+def _frequencies(made: Tokens, train: Split, test: Split, classes: int) -> dict[str, float]:
     """Test numbers of telling every token by how often it stands in training, each once more."""
-    counts = 1 + np.bincount(train.labels[train.labels >= 0], minlength=classes)
+    counts = 1 + np.bincount(train.inputs[made.candidates(train)], minlength=classes)
     labels = test.labels[test.labels >= 0]
     loss = -np.log(counts / counts.sum())[labels].mean()
     return {"accuracy": float((labels == counts.argmax()).mean()), "loss": float(loss)}
@@ -232,8 +204,8 @@ def _frequencies(train: Split, test: Split, classes: int) -> dict[str, float]:
 
 def _mean(made: Tokens, train: Split, test: Split) -> dict[str, float]:
     """Test numbers of telling every patch or frame by the mean of training at its place."""
-    there = (train.labels >= 0)[..., None]
+    there = made.candidates(train)[..., None]
     whole = made.cut(train.inputs)
     mean = np.where(there, whole, 0).sum(0) / np.maximum(there.sum(0), 1)
-    errors = ((test.targets - mean) ** 2).mean(-1)
+    errors = ((test.targets - mean[test.at]) ** 2).mean(-1)
     return {"loss": float(errors[test.labels >= 0].mean())}

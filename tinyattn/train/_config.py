@@ -125,6 +125,13 @@ def _check_labels(encoder: model.Config, name: str, split: Split) -> None:
                 f" split has not; set it to 0"
             )
         T = split.prefix.shape[1]
+    if split.masked is not None and split.masked.shape[1] != T:
+        raise ValueError(
+            f"the task's {name} split hides some of {split.masked.shape[1]} tokens, and the model has {T}"
+            f" of an example: set task.patch to the side of the model's, model.patch or 2**model.tokeniser"
+        )
+    if split.at is not None:
+        T = split.at.shape[1]
     one_a_token = encoder.pool == "none"
     if labels.shape[1:] != ((T,) if one_a_token else ()):
         raise ValueError(
