@@ -443,6 +443,13 @@ def test_inputs_that_do_not_fit_are_refused(changes, inputs, message):
         jax.eval_shape(lambda: encoder(**changes).init(RNG, *inputs))
 
 
+def test_places_are_of_models_with_an_output_for_each_token():
+    with pytest.raises(
+        ValueError, match=r"outputs are asked for: model.pool='mean' .* set pool='none'"
+    ):
+        jax.eval_shape(lambda: encoder(pool="mean").init(RNG, IDS, at=IDS[:, :2]))
+
+
 def test_only_learned_positions_bound_the_length():
     for positions in ("sinusoidal", "rotary", "none"):
         assert model.length(encoder(max_length=6, positions=positions).config, IDS) == T
