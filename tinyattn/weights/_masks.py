@@ -28,7 +28,8 @@ through.defvjp(lambda scores, hard: (hard, None), lambda _, dy: (dy, jnp.zeros_l
 def top(scores, count):
     """Exactly `count` of the best scores, bool; of equal ones the first. Both may be traced.
 
-    The lowest of them is found bit by bit, by counting: to sort all scores takes many times as long.
+    A number between the last of them and the next is found bit by bit, by counting: to sort all scores
+    takes many times as long.
     """
     flat = scores.reshape(-1)
     if flat.dtype.itemsize < 4:
@@ -40,15 +41,51 @@ def top(scores, count):
     low = jax.lax.bitcast_convert_type(raw, unsigned)
     sign = unsigned.type(1 << (bits - 1))
     order = jnp.where(raw < 0, ~low, low | sign)
+    least, reach, above = _greatest(lambda t: order >= t, count, flat.size, sign)
+    # Equal to the last of them are more than are wanted: where none is, this ends before it begins.
+    back = flat.size - jnp.arange(flat.size, dtype=jnp.uint32)
+    half = jnp.uint32(1 << (flat.size.bit_length() - 1))
+    last, _, _ = _greatest(
+        lambda t: (order == least) & (back >= t), count - above, reach - above, half
+    )
+    return ((order > least) | ((order == least) & (back >= last))).reshape(scores.shape)
 
-    def narrowed(i, least):
-        higher = least | (sign >> i.astype(unsigned))
-        return jnp.where((order >= higher).sum() >= count, higher, least)
 
-    least = jax.lax.fori_loop(0, bits, narrowed, unsigned.type(0))
-    better, equal = order > least, order == least
-    best = better | (equal & (jnp.cumsum(equal) <= count - better.sum()))
-    return best.reshape(scores.shape)
+def _greatest(reach, count, number, bit):
+    """The greatest t, from its highest `bit` down, that at least `count` reach; or one that `count` do.
+
+    Args:
+      reach: t -> which of n do, bool [n]; fewer the greater t is.
+      count: How many are wanted.
+      number: How many reach 0.
+      bit: Power of two, of the dtype of t.
+
+    Returns:
+      t, how many reach it, and how many the last that was found too great: t + 1, where more than
+      `count` reach t.
+    """
+
+    def narrow(state):
+        bit, t, number, above = state
+        found = _number(reach(t | bit))
+        enough = found >= count
+        t, number = jnp.where(enough, t | bit, t), jnp.where(enough, found, number)
+        return bit >> 1, t, number, jnp.where(enough, above, found)
+
+    def unsettled(state):
+        bit, _, number, _ = state
+        return (bit > 0) & (number != count)
+
+    start = bit, jnp.zeros_like(bit), jnp.asarray(number, jnp.int32), jnp.int32(0)
+    return jax.lax.while_loop(unsettled, narrow, start)[1:]
+
+
+def _number(true: jax.Array) -> jax.Array:
+    """How many of [n] are True, int32."""
+    if true.size % 32:
+        return true.sum(dtype=jnp.int32)
+    # XLA on a CPU writes all that it adds up to memory, unless they are 32 at a time.
+    return true.reshape(32, -1).sum(0, dtype=jnp.int8).sum(dtype=jnp.int32)
 
 
 @jax.tree_util.register_dataclass
