@@ -7,7 +7,7 @@ import pytest
 from schemes import RNG, P, gradients, scheme
 
 from tinyattn import weights
-from tinyattn.weights import _masks, presets
+from tinyattn.weights import _masks, _pruned, presets
 
 G = {"kernel": np.random.default_rng(4).standard_normal((5, 3)).astype(np.float32)}
 
@@ -32,18 +32,39 @@ def test_piggyback_masks_the_base_by_the_sign_of_scores():
     np.testing.assert_array_equal(built, np.where(scores > 0, P["kernel"], 0))
 
 
-@pytest.mark.parametrize("count", [0, 1, 20, 60])
-def test_the_best_are_those_of_a_stable_sort(count):
-    """Also of equal scores, of both zeros, of infinities, and in half precision."""
-    rng = np.random.default_rng(0)
-    normal = rng.standard_normal((6, 10)).astype(np.float32)
+def stable(scores, count):
+    """Which are the best, by a stable sort."""
+    flat = np.asarray(scores, np.float32).ravel()
+    wanted = np.zeros(flat.size, bool)
+    wanted[np.argsort(-flat, kind="stable")[:count]] = True
+    return wanted.reshape(scores.shape)
+
+
+BEST = jax.jit(_masks.top)
+
+
+# 60 and 96: counted in two ways.
+@pytest.mark.parametrize("shape", [(6, 10), (4, 24)])
+def test_the_best_are_those_of_a_stable_sort(shape):
+    """Also of equal scores, of both zeros, of infinities, of near ones, and in half precision."""
+    normal = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    near = np.float32(1) + np.arange(normal.size, dtype=np.float32)[::-1].reshape(shape) * 2**-23
     infinite = np.where(normal > 1, np.inf, np.where(normal < -1, -np.inf, normal))
     zeros = np.where(normal > 0, 0.0, -0.0).astype(np.float32)
-    best = jax.jit(_masks.top, static_argnums=1)
-    for scores in (normal, np.round(normal), infinite, zeros, normal.astype(jnp.bfloat16)):
-        wanted = np.zeros(60, bool)
-        wanted[np.argsort(-scores.astype(np.float32).ravel(), kind="stable")[:count]] = True
-        np.testing.assert_array_equal(np.asarray(best(scores, count)).ravel(), wanted)
+    same, half = np.full(shape, -2.5, np.float32), normal.astype(jnp.bfloat16)
+    for scores in (normal, -near, near, np.round(normal), infinite, zeros, same, half):
+        for count in (0, 1, 20, 31, normal.size - 1, normal.size):
+            np.testing.assert_array_equal(BEST(scores, count), stable(scores, count))
+
+
+def test_the_best_of_rows_side_by_side():
+    """Rows end their searches at different bits, and some have ties to break."""
+    normal = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+    rows = normal * np.float32([1e-6, 1, 1e4, 1, 0])[:, None]
+    rows[3] = np.round(rows[3])
+    for zeros in (1, 40, 63):
+        want = [stable(row, 64 - zeros) for row in rows]
+        np.testing.assert_array_equal(_pruned.best(jnp.asarray(rows), zeros), want)
 
 
 def test_a_supermask_keeps_its_best_scores_and_is_stored_as_bits():
