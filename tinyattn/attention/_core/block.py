@@ -194,18 +194,34 @@ def backward(static, block: Block, query, bias, lse, delta, dout):
     return dquery, dbias, jnp.einsum("st,ht->sh", ds, query), dvalue
 
 
-def added(block: Block, sums, new):
-    """Gradients of a block's keys and values added where they came from."""
+def added(block: Block, sums, new, at=None):
+    """Gradients of a block added where they came from: of the bias, then of keys and of values.
+
+    Args:
+      block: The block.
+      sums: Of its item alone, or those of all items along a first axis.
+      new: Those of this block.
+      at: Its item, if the sums are those of all.
+    """
+    item = () if at is None else (at,)
+    (bias, *sums), (dbias, *new) = sums, new
+    bias = jax.tree.map(lambda total, part: _onto(total, part, *item), bias, dbias)
     if not block.runs:
-        return [a + b for a, b in zip(sums, new, strict=True)]
+        return bias, *(_onto(*pair, *item) for pair in zip(sums, new, strict=True))
     place = 0
     for start, length in block.runs:
-
-        def add(total, part, start=start, place=place, length=length):
-            part = part[place : place + length]
-            part += jax.lax.dynamic_slice_in_dim(total, start, length)
-            return jax.lax.dynamic_update_slice_in_dim(total, part, start, 0)
-
-        sums = [add(total, part) for total, part in zip(sums, new, strict=True)]
+        own = slice(place, place + length)
+        pairs = zip(sums, new, strict=True)
+        sums = [_onto(total, part[own], *item, start) for total, part in pairs]
         place += length
-    return sums
+    return bias, *sums
+
+
+def _onto(total, part, *corner):
+    """The total with the part added at the first of its indices; without any all of it is."""
+    if not corner:
+        return total + part
+    part = jnp.expand_dims(part, range(total.ndim - part.ndim))
+    corner += (0,) * (total.ndim - len(corner))
+    part += jax.lax.dynamic_slice(total, corner, part.shape)
+    return jax.lax.dynamic_update_slice(total, part, corner)

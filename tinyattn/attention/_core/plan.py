@@ -41,6 +41,14 @@ def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
     return blocks, -(-T // blocks)
 
 
+def beside(window: int) -> int:
+    """Queries of a block that reads a window's keys beside their own; more is more pairs outside the window.
+
+    As many; on a CPU no more than have large enough products, of which blocks of 64 to 256 are alike.
+    """
+    return min(window, SHORT) if jax.default_backend() == "cpu" else window
+
+
 def parts(T: int, S: int, mask: Mask) -> list[tuple[slice, slice]]:
     """Queries and the keys they are computed with: all, or for each part of them what the band reaches."""
     count = min(PARTS, T // SHORT) if streams(S) else 1

@@ -34,6 +34,7 @@ from tinyattn.attention._core.layout import (
     queries_of,
     tokens_of,
 )
+from tinyattn.attention._core.plan import beside as beside
 from tinyattn.attention._core.plan import pairs as pairs
 from tinyattn.attention._core.plan import parts, plan
 from tinyattn.attention._core.plan import streams as streams
@@ -187,28 +188,28 @@ def _attend_fwd(static, query, key, value, bias, sink, hidden):
 
     keys = keys_of(static, key), keys_of(static, value, turned=True)
     _, (out, lse) = over(static, one, (*keys, bias, sink), (queries_of(static, query),))
-    out, shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
-    return (out, shown), (query, key, value, bias, sink, hidden, out, lse)
+    shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
+    return shown, (query, key, value, bias, sink, hidden, out, lse)
 
 
 def _attend_bwd(static, saved, cotangents):
     query, key, value, bias, sink, hidden, out, lse = saved
     dout, dlse = cotangents
     wide = jnp.promote_types(out.dtype, jnp.float32)
+    dout, dlse = queries_of(static, dout), queries_of(static, dlse[..., None])
     # The gradient of a score is p (dp - dout·out), and p dlse more by way of the logarithm.
-    delta = (out.astype(wide) * dout.astype(wide)).sum(-1) - dlse
-    delta = queries_of(static, delta[..., None])  # [items, blocks, 1, t]
+    delta = (out.astype(wide) * dout.astype(wide)).sum(2, keepdims=True) - dlse
 
     def one(sums, place, own, blocks):
         *keys, bias = own
         query, *rest = blocks
         block = block_of(static, hidden, *place, keys, (0, 1, 0))
         dquery, dbias, *new = backward(static, block, query, bias, *rest)
-        sums = jax.tree.map(jnp.add, sums[0], dbias), *added(block, sums[1:], new)
-        return sums, dquery.astype(query.dtype)
+        at = place[0] if static.flat else None
+        return added(block, sums, (dbias, *new), at), dquery.astype(query.dtype)
 
     keys = keys_of(static, key), keys_of(static, key, turned=True), keys_of(static, value)
-    blocks = queries_of(static, query), lse, delta, queries_of(static, dout)
+    blocks = queries_of(static, query), lse, delta, dout
     sums, dqueries = over(static, one, (*keys, bias), blocks, (bias, keys[0], keys[2]))
     dbias, dkey, dvalue = sums
     dbias = jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, bias)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tinyattn import affine, attention, masks
+from tinyattn.attention._core import softmax
 from tinyattn.attention.sparse import _longformer, _parts, _pattern
 from tinyattn.masks import Mask
 
@@ -44,7 +45,8 @@ class Config(attention.Heads):
       global_tokens: First tokens that see all and are seen by all.
       global_projections: Whether what global tokens see is projected apart: a query of their own, and a
         key and a value of every token that only they read.
-      block: Queries a block (C); 0 is `window`. More means larger products and more wasted pairs.
+      block: Queries a block (C); 0 lets the backend choose, `window` or less. More means larger products
+        and more wasted pairs.
     """
 
     window: int = 64
@@ -57,7 +59,7 @@ class Config(attention.Heads):
         if self.window < 1 or self.global_tokens < 0 or self.block < 0:
             raise ValueError(
                 f"window={self.window} must be at least 1, global_tokens={self.global_tokens} at"
-                f" least 0, and block={self.block} positive, or 0 for as long as the window"
+                f" least 0, and block={self.block} positive, or 0 for the backend's choice"
             )
         if self.global_projections and not self.global_tokens:
             raise ValueError("global_projections=True needs global_tokens of at least 1")
@@ -104,7 +106,7 @@ def _local(config: Config, mask: Mask, T: int) -> tuple[_pattern.Part, ...]:
     G = min(config.global_tokens, T)
     if T == G:
         return ()
-    C = min(config.block or config.window, T - G)
+    C = min(config.block or softmax.beside(config.window), T - G)
     band = mask & masks.window(config.window)
     behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
     first = np.arange(G, T, C)[:, None]

@@ -38,7 +38,8 @@ class Config(attention.Heads):
     Attributes:
       window: Tokens seen to one side, the token itself included.
       dilation: Positions from one of them to the next (d); 1 sees them all.
-      block: Queries a block (C); 0 is `window`. More means larger products and more wasted pairs.
+      block: Queries a block (C); 0 lets the backend choose, `window` or less. More means larger products
+        and more wasted pairs.
     """
 
     window: int = 64
@@ -50,7 +51,7 @@ class Config(attention.Heads):
         if self.window < 1 or self.dilation < 1 or self.block < 0:
             raise ValueError(
                 f"window={self.window} and dilation={self.dilation} must be at least 1, and"
-                f" block={self.block} positive, or 0 for as long as the window"
+                f" block={self.block} positive, or 0 for the backend's choice"
             )
 
 
@@ -65,7 +66,7 @@ class Plan(NamedTuple):
 
 def plan(config: Config, mask: Mask, T: int) -> Plan:
     """Blocks for T positions that lie side by side; one dense block where that is no more work."""
-    C = min(config.block or config.window, T)
+    C = min(config.block or softmax.beside(config.window), T)
     band = mask & masks.window(config.window)
     behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
     blocks = -(-T // C)
