@@ -43,7 +43,7 @@ class Hidden(NamedTuple):
 class Block(NamedTuple):
     """What one block of queries sees of its item's arrays, and how.
 
-    `runs` are (start among the padded keys, length) of what was cut from them; () is all of them.
+    `runs` are (start, length) of what was cut from the keys; () is all of them.
     """
 
     rows: jax.Array
@@ -55,13 +55,13 @@ class Block(NamedTuple):
     runs: tuple[tuple[jax.Array, int], ...]
 
 
-def _starts(static, hidden, index, i):
-    """For every run of a block: where it starts among the padded keys, and its span."""
+def _runs(static, hidden, index, i):
+    """For every run of a block: the number of its span, where it asks to start, and where it is cut."""
     for number, (starts, length) in enumerate(zip(hidden.starts, static.lengths, strict=True)):
         own = _own(starts, static, index, heads=True)[i]
-        # Clipped to the padding, where every key is masked.
-        own = jnp.clip(own, -length, static.S) + max(static.lengths)
-        yield from ((number, own[run]) for run in range(own.shape[0]))
+        # Moved inside; what it did not ask for does not count.
+        cut = jnp.clip(own, 0, static.held - length)
+        yield from ((number, own[run], cut[run]) for run in range(own.shape[0]))
 
 
 def _own(x, static, index, *, heads: bool):
@@ -84,23 +84,28 @@ def block_of(static, hidden, index, i, arrays, axes) -> Block:
         columns, end = static.column + jnp.arange(static.S), static.column + static.S
         allowed = mask.allowed(rows, columns, end)[0] if mask.kinds else None
     else:
-        reach, runs = max(static.lengths), list(_starts(static, hidden, index, i))
-        cut = tuple((start, static.lengths[number]) for number, start in runs)
+        runs = list(_runs(static, hidden, index, i))
+        cut = tuple((start, static.lengths[number]) for number, _, start in runs)
 
         def take(x, axis):
             slice_ = functools.partial(jax.lax.dynamic_slice_in_dim, x, axis=axis)
             return jnp.concatenate([slice_(*ends) for ends in cut], axis)
 
-        spans = [start - reach + jnp.arange(length) for start, length in cut]
+        def count(number, asked, span):
+            inside = ((span >= asked) & (span < asked + len(span)))[None]
+            rule = static.allowed[number]
+            return jnp.tile(inside, (static.C, 1)) if rule is None else inside & rule(rows, span)
+
+        spans = [start + jnp.arange(length) for start, length in cut]
         columns = jnp.concatenate(spans)
-        counts = [static.allowed[number] for number, _ in runs]
-        counted = [
-            jnp.ones((static.C, len(span)), bool) if count is None else count(rows, span)
-            for count, span in zip(counts, spans, strict=True)
-        ]
+        counted = [count(*run[:2], span) for run, span in zip(runs, spans, strict=True)]
         allowed = jnp.concatenate(counted, axis=1) & mask.allowed(rows, columns, static.S)[0]
-        arrays = tuple(take(x, axis) for x, axis in zip(arrays, axes, strict=True))
-        poison = take(jnp.pad(poison, reach), 0)
+        poison = take(jnp.pad(poison, (0, static.held - static.S)), 0)
+        # Not of all keys at once: an array is turned fast on a CPU only where nothing else is done to it.
+        arrays = tuple(
+            jnp.where(jnp.expand_dims(poison, 1 - axis), 0.0, take(x, axis))
+            for x, axis in zip(arrays, axes, strict=True)
+        )
     shape = (columns.shape[0], static.M * static.C)
     if allowed is not None:
         allowed = jnp.tile(allowed.T, static.M)

@@ -33,6 +33,11 @@ class Static:
     allowed: tuple[Callable | None, ...]
 
     @property
+    def held(self) -> int:
+        """Keys with padding at their end, as many as the longest run."""
+        return max(self.S, *self.lengths, 0)
+
+    @property
     def flat(self) -> bool:
         """Whether `over` is one loop, whose blocks cut what they need from the arrays of all items."""
         return bool(self.lengths) and streams(self.S)
@@ -56,18 +61,16 @@ def tokens_of(static, x):
 
 
 def keys_of(static, x, *, turned: bool = False):
-    """[B, S, K, H] to [B * K, S, H], or to [B * K, H, S], and padding for runs that begin outside."""
-    reach = max(static.lengths, default=0)
-    x = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0)))
+    """[B, S, K, H] to [B * K, held, H], or to [B * K, H, held]."""
+    x = jnp.pad(x, ((0, 0), (0, static.held - static.S), (0, 0), (0, 0)))
     x = x.transpose(0, 2, 3, 1) if turned else x.swapaxes(1, 2)
     return x.reshape(-1, *x.shape[2:])
 
 
 def of_keys(static, x, like):
     """The inverse of `keys_of`, in the type of `like`."""
-    reach = max(static.lengths, default=0)
     x = x.reshape(-1, static.K, *x.shape[1:]).swapaxes(1, 2)
-    return x[:, reach : reach + static.S].astype(like.dtype)
+    return x[:, : static.S].astype(like.dtype)
 
 
 def over(static, one, own, blocks, like=()):
@@ -139,6 +142,13 @@ def contain(key, value):
     Zero times NaN is NaN, so they would reach queries that may not see them; a query that may gets NaN
     by its score.
     """
+    poison = poisoned(key, value)
+    bad = poison.swapaxes(1, 2)[..., None]
+    key, value = (jnp.where(bad, 0.0, x) for x in (key, value))
+    return key, value, poison
+
+
+def poisoned(key, value):
+    """Which keys or values are not finite, bool [B, K, S]."""
     good = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
-    key, value = (jnp.where(good[..., None], x, 0.0) for x in (key, value))
-    return key, value, ~good.swapaxes(1, 2)
+    return ~good.swapaxes(1, 2)

@@ -42,7 +42,7 @@ def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
 
 
 def beside(window: int) -> int:
-    """Queries of a block that reads a window's keys beside their own; more is more pairs outside the window.
+    """Queries of a block that reads a window's keys beside their own; more is more pairs outside it.
 
     As many; on a CPU no more than have large enough products, of which blocks of 64 to 256 are alike.
     """

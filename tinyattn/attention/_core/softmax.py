@@ -31,6 +31,7 @@ from tinyattn.attention._core.layout import (
     keys_of,
     of_keys,
     over,
+    poisoned,
     queries_of,
     tokens_of,
 )
@@ -103,7 +104,9 @@ def attend(
     )
     value = value.reshape(B, S, K, -1)
     poison = None
-    if mask.kinds or spans:
+    if spans:
+        poison = poisoned(key, value)
+    elif mask.kinds:
         key, value, poison = contain(key, value)
     # A mask may be of NumPy arrays, which an index inside a loop cannot read.
     mask = jax.tree.map(jnp.asarray, mask)
@@ -220,6 +223,10 @@ def _attend_bwd(static, saved, cotangents):
         p = exp2((sink.astype(wide) * LOG2_E)[:, None, :, None] - lse.reshape(shape))
         dsink = -(p * delta.reshape(shape)).sum((1, 3)).astype(sink.dtype)
     dkey, dvalue = of_keys(static, dkey, key), of_keys(static, dvalue, value)
+    if static.lengths:
+        # What is not finite was left out by each block.
+        bad = hidden.poison.swapaxes(1, 2)[..., None]
+        dkey, dvalue = (jnp.where(bad, jnp.zeros((), x.dtype), x) for x in (dkey, dvalue))
     return tokens_of(static, dqueries), dkey, dvalue, dbias, dsink, None
 
 
