@@ -151,9 +151,9 @@ def test_spans_show_a_block_its_own_keys_only(T, each):
     mask = masks.padding(valid)
     allowed = allowed & valid[:, None, None]
     same(
-        lambda q, k, v: softmax.attend(q, k, v, mask, spans=spans, block=4),
-        lambda q, k, v: plain(q, k, v, allowed),
-        *(query, key, value),
+        lambda q, k, v, s: softmax.attend(q, k, v, mask, sink=s, spans=spans, block=4),
+        lambda q, k, v, s: plain(q, k, v, allowed, sink=s),
+        *(query, key, value, np.array([-1.0, 0.0, 2.0, 0.5], np.float32)),
     )
 
 
