@@ -12,9 +12,11 @@ from tinyattn.weights import presets
 from tinyattn.weights import spec as weights
 
 STEPS = 5  # a dispatch
-SECONDS = 20.0  # of sampling for each width
-B, T, L = 16, 64, 2
-WIDTHS = (64, 256)
+SECONDS = 60.0  # of sampling for each shape
+T, L = 64, 2
+# Batch and width. What a scheme adds to a step is the same for every batch, so that a larger one hides it:
+# 1,024 tokens, and the 4,096 of the step suite.
+SHAPES = ((16, 64), (16, 256), (64, 256))
 
 WAYS = {
     "plain": (),
@@ -34,14 +36,15 @@ WAYS = {
 }
 
 
-def shapes() -> tuple[int, ...]:
-    """Widths (D)."""
-    return WIDTHS
+def shapes() -> tuple[tuple[int, int], ...]:
+    """Batches and widths (B, D)."""
+    return SHAPES
 
 
-def measure(D: int) -> dict:
-    """Seconds, peak bytes and FLOPs of a training step of each way at width D, float32."""
-    sides = {name: side(way, D) for name, way in WAYS.items()}
+def measure(shape: tuple[int, int]) -> dict:
+    """Seconds, peak bytes and FLOPs of a training step of each way at batch B and width D, float32."""
+    B, D = shape
+    sides = {name: side(way, B, D) for name, way in WAYS.items()}
     seconds = rounds([run for run, _ in sides.values()], SECONDS) / STEPS
     plain = seconds[list(sides).index("plain")]
     found = {}
@@ -51,7 +54,7 @@ def measure(D: int) -> dict:
     return {"suite": "weights", "D": D, "shape": f"B{B} T{T} D{D} L{L}", "ways": found}
 
 
-def side(way: tuple, D: int):
+def side(way: tuple, B: int, D: int):
     """What runs STEPS steps, and what is known of a step before it runs."""
     program = train.make(bench_step.config(B, T, D, L, 1) | {"weights": way})
     state = program.init(0)

@@ -214,7 +214,7 @@ def test_the_weights_suite_compares_with_the_plain_step(monkeypatch):
     # On two a state that comes back placed on both has its program compiled again.
     monkeypatch.setattr(bench_weights.jax, "device_count", lambda: 1)
     monkeypatch.setattr(timing, "LEAST", 1)
-    result = bench_weights.measure(8) | {"device": "cpu: a machine"}
+    result = bench_weights.measure((2, 8)) | {"device": "cpu: a machine"}
     plain, own = result["ways"].values()
     assert plain["ratio"]["median"] == 1.0
     assert own["training_flops"] < plain["training_flops"]

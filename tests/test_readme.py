@@ -75,9 +75,9 @@ def test_the_speed_of_attention_is_the_records():
 
 def test_the_speed_of_factors_is_the_records():
     lines = (ROOT / "experiments/results/bench/weights.jsonl").read_text().splitlines()
-    ways = {record["D"]: record["ways"] for record in map(json.loads, lines)}[256]
+    wide = [record["ways"] for record in map(json.loads, lines) if record["D"] == 256]
     names = ("frozen seed", "LoRA, R=8", "VeRA, R=16", "IA³")
-    found = [ways[name]["ratio"]["median"] for name in names]
+    found = [ways[name]["ratio"]["median"] for ways in wide for name in names]
     claim = f"takes {min(found):.2f}x to {max(found):.2f}x of the plain one's time at width 256"
     assert claim in " ".join(README.split())
 

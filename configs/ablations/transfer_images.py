@@ -1,7 +1,7 @@
 """What pretraining without labels is worth where labels are few: fifty a digit, of MNIST's 55,000 images.
 
     python -m experiments.train  --config=configs/pretrain.py:task=mnist --workdir=runs/pretrain_mnist
-    python -m experiments.ablate --config=configs/ablations/transfer_images.py --workdir=runs/transfer_images
+    python -m experiments.ablate --config=configs/ablations/transfer_images.py --workdir=runs/from_images
 
 Pretraining tells hidden patches of all training images without their labels, once for all seeds; the rows
 learn from 500 of them. The dataset is found as `configs/mnist.py` says.

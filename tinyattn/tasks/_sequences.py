@@ -185,10 +185,8 @@ def augmentation(config: Sequences, end: int) -> Callable[[jax.Array, Split], Sp
         own = Split(losing(lose_rng, batch).inputs, labels, prefix=text[:, :-1].at[:, 0].set(end))
         other = changed(change_rng, batch)
         pick = jax.random.bernoulli(which_rng, config.rebuild, (B, 1))
-        mixed = {
-            name: jnp.where(pick, getattr(own, name), getattr(other, name))
-            for name in ("inputs", "prefix", "labels")
-        }
+        names = ("inputs", "prefix", "labels")
+        mixed = {x: jnp.where(pick, getattr(own, x), getattr(other, x)) for x in names}
         return other._replace(**mixed)
 
     return augment
