@@ -162,9 +162,7 @@ def answer(
 def augmentation(config: Sequences, end: int) -> Callable[[jax.Array, Split], Split]:
     """(rng, batch) -> batch: that of all texts, and some examples to be rebuilt from what is left of them.
 
-    Args:
-      config: The task's.
-      end: The id after an answer's last token, and before the first of one that is a text's own beginning.
+    `end` is the id after an answer's last token, and before the first of one that is a text's own beginning.
     """
     changed = _texts.augmentation(config)
     if not config.rebuild:
@@ -172,6 +170,8 @@ def augmentation(config: Sequences, end: int) -> Callable[[jax.Array, Split], Sp
     losing = _texts.augmentation(dataclasses.replace(config, token_swap=0.0, token_dropout=HIDDEN))
 
     def augment(rng, batch):
+        if batch.prefix is None:  # nothing is answered where hidden tokens are to be told
+            return changed(rng, batch)
         which_rng, lose_rng, change_rng = jax.random.split(rng, 3)
         B, P = batch.prefix.shape
         # One more column than is read, for a text as long as its row.
