@@ -162,7 +162,7 @@ def answer(
 def augmentation(config: Sequences, end: int) -> Callable[[jax.Array, Split], Split]:
     """(rng, batch) -> batch: that of all texts, and some examples to be rebuilt from what is left of them.
 
-    `end` is the id after an answer's last token, and before the first of one that is a text's own beginning.
+    `end` is the id after an answer's last token, and before the first of what is a text's own beginning.
     """
     changed = _texts.augmentation(config)
     if not config.rebuild:
