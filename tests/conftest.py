@@ -6,9 +6,11 @@ draw and change inputs by NumPy, and are `optimised`, which is four times as dea
 compiler could break what they test.
 """
 
+import functools
 import gc
 import os
 import pathlib
+import threading
 
 # Before JAX starts: two devices for the tests of sharded programs, and no accelerator needed.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -19,6 +21,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 # Kernels by the compiler's older emitters, in one piece instead of 32 for threads that the other worker
 # uses: less than half of the time, and numbers of the same precision.
@@ -26,6 +29,10 @@ CHEAP = (
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
     " --xla_cpu_parallel_codegen_split_count=1"
 )
+# A thread lowers all its programs in one context, as JAX itself shares them from 0.11 on: making one is a
+# fifth of a small program's time, and a program holds its own, which were two thirds of a worker's memory.
+CONTEXTS = functools.cache(lambda thread, make=mlir.make_ir_context: make())
+mlir.make_ir_context = lambda: CONTEXTS(threading.get_ident())
 # On a GPU the same bits each time: no atomic sums, and no kernels chosen by a clock.
 SAME = "--xla_gpu_deterministic_ops=true"
 
@@ -73,6 +80,7 @@ def pytest_runtest_teardown(item, nextitem):
 
     if part(item) != part(nextitem) and maps() > 16_000:
         jax.clear_caches()
+        CONTEXTS.cache_clear()
 
 
 def maps():
