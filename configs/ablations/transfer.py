@@ -9,9 +9,9 @@ Pretraining reads the 15,000 training requests without their labels, once for al
 
 Measured on an H200 that other work shared: from scratch 61.1 ± 0.8% of the test split, pretrained
 61.7 ± 0.7%, +0.59 ± 0.93 points paired by seed (n=8, 95% t intervals; sign-flip p=0.20), which is not shown
-to be a gain: `transfer_images.py` has one. Logistic regression on the same words has 64.2%. With 453 labels,
-a mean over the tokens of one text a row, 300 steps and a learning rate of 1e-3 pretraining was worse, 40.0%
-and 37.6% against 46.7% and 46.9% (two seeds).
+to be a gain: `transfer_images.py` has one. Logistic regression on the same words has 64.2%. With 453
+labels, a mean over the tokens of one text a row, 300 steps and a learning rate of 1e-3 pretraining was
+worse, 40.0% and 37.6% against 46.7% and 46.9% (two seeds).
 """
 
 import ml_collections

@@ -7,8 +7,8 @@ Pretraining tells hidden patches of all training images without their labels, on
 learn from 500 of them. The dataset is found as `configs/mnist.py` says.
 
 On two CPU cores, 19 minutes of pretraining with other work on them, then 40 s a run: from scratch
-88.7 ± 1.5% of the test split, pretrained 94.9 ± 0.1%, +6.2 ± 1.5 points paired by seed (n=6, 95% t intervals;
-sign-flip p=0.031).
+88.7 ± 1.5% of the test split, pretrained 94.9 ± 0.1%, +6.2 ± 1.5 points paired by seed (n=6, 95% t
+intervals; sign-flip p=0.031).
 """
 
 import ml_collections
