@@ -228,5 +228,6 @@ def _onto(total, part, *corner):
         return total + part
     part = jnp.expand_dims(part, range(total.ndim - part.ndim))
     corner += (0,) * (total.ndim - len(corner))
+    corner = [jnp.asarray(i, jnp.int32) for i in corner]  # one type for all, also with 64 bits
     part += jax.lax.dynamic_slice(total, corner, part.shape)
     return jax.lax.dynamic_update_slice(total, part, corner)
