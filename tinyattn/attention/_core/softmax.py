@@ -192,16 +192,22 @@ def _attend_fwd(static, query, key, value, bias, sink, hidden):
     keys = keys_of(static, key), keys_of(static, value, turned=True)
     _, (out, lse) = over(static, one, (*keys, bias, sink), (queries_of(static, query),))
     shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
-    return shown, (query, key, value, bias, sink, hidden, out, lse)
+    kept = out if streams(static.S) else shown[0]
+    return shown, (query, key, value, bias, sink, hidden, kept, lse)
 
 
 def _attend_bwd(static, saved, cotangents):
     query, key, value, bias, sink, hidden, out, lse = saved
     dout, dlse = cotangents
     wide = jnp.promote_types(out.dtype, jnp.float32)
-    dout, dlse = queries_of(static, dout), queries_of(static, dlse[..., None])
-    # The gradient of a score is p (dp - dout·out), and p dlse more by way of the logarithm.
-    delta = (out.astype(wide) * dout.astype(wide)).sum(2, keepdims=True) - dlse
+    # The gradient of a score is p (dp - dout·out), and p dlse more by way of the logarithm. XLA sums fast
+    # over the width in place where blocks are items, and over the last axis where all are in one batch.
+    if streams(static.S):
+        dout, dlse = queries_of(static, dout), queries_of(static, dlse[..., None])
+        delta = (out.astype(wide) * dout.astype(wide)).sum(2, keepdims=True) - dlse
+    else:
+        delta = (out.astype(wide) * dout.astype(wide)).sum(-1) - dlse
+        dout, delta = queries_of(static, dout), queries_of(static, delta[..., None])
 
     def one(sums, place, own, blocks):
         *keys, bias = own
