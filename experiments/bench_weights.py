@@ -12,7 +12,7 @@ from tinyattn.weights import presets
 from tinyattn.weights import spec as weights
 
 STEPS = 5  # a dispatch
-SECONDS = 60.0  # of sampling for each shape
+SECONDS = 30.0  # of sampling for each shape
 T, L = 64, 2
 # Batch and width. What a scheme adds to a step is the same for every batch, so that a larger one hides it:
 # 1,024 tokens, and the 4,096 of the step suite.
