@@ -1,7 +1,5 @@
 """Texts answered by texts: prefixes and labels, references, lead words, and what a trained run writes."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_data import TEXT, answers, served, write
@@ -57,43 +55,6 @@ def test_what_is_too_long_has_no_end_and_is_counted():
     ]
 
 
-def test_some_examples_are_to_be_rebuilt_from_what_is_left_of_them():
-    task = loaded("multi30k", rebuild=0.5)
-    unknown, end = _tokens.SPECIALS.index(_tokens.UNKNOWN), task.writing.end
-    batch = jax.tree.map(jnp.asarray, task.train)
-    made = jax.jit(task.augment)(jax.random.key(0), batch)
-    rebuilt = np.asarray(made.prefix[:, 0] == end)
-    assert 20 < rebuilt.sum() < 40  # of 60
-    for before, after in zip(*(rows_of(x, ~rebuilt) for x in (batch, made)), strict=True):
-        np.testing.assert_array_equal(before, after)
-    hidden = []
-    for row in np.flatnonzero(rebuilt):
-        text = task.train.inputs[row, 1 : task.train.key_valid[row].sum()]
-        # This one is shorter than an answer may be, so that its end is told too.
-        n = len(text)
-        np.testing.assert_array_equal(made.labels[row, : n + 1], [*text, end])
-        assert (made.labels[row, n + 1 :] < 0).all()
-        np.testing.assert_array_equal(made.prefix[row, 1 : n + 1], text)
-        read = np.asarray(made.inputs[row, 1 : n + 1])
-        hidden += list(read == unknown)
-        assert ((read == text) | (read == unknown)).all()
-    assert 0.2 < np.mean(hidden) < 0.4
-    np.testing.assert_array_equal(made.key_valid, batch.key_valid)
-
-
-def test_a_text_longer_than_an_answer_is_rebuilt_as_far_as_that():
-    task = loaded("multi30k", rebuild=0.99, target_length=5)
-    batch = jax.tree.map(jnp.asarray, task.train)
-    made = task.augment(jax.random.key(0), batch)
-    rebuilt = np.asarray(made.prefix[:, 0] == task.writing.end)
-    assert rebuilt.any() and (made.labels != task.writing.end).all()
-    np.testing.assert_array_equal(made.labels[rebuilt], task.train.inputs[rebuilt, 1:6])
-
-
-def rows_of(split, rows):
-    return [np.asarray(x)[rows] for x in (split.inputs, split.prefix, split.labels)]
-
-
 def test_scores_are_of_texts():
     task = loaded("scitldr")
     texts = [task.writing.text(row[row >= 0]) for row in task.test.labels]
@@ -129,7 +90,6 @@ def test_metrics_by_hand():
         ({"source": "fr"}, "task.source='fr'; Valid names: de, en"),
         ({"target_length": 1}, "task.target_length=1 must be at least 2"),
         ({"beams": 0}, "task.beams=0 must be at least 1"),
-        ({"rebuild": 1.0}, "task.rebuild=1.0 must be a share in"),
         ({"pack": 64}, "task.pack=64: answers are of one text a row"),
     ],
 )

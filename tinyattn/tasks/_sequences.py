@@ -5,28 +5,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 import datasets
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from tinyattn.tasks import (
-    Asked,
-    Metric,
-    Split,
-    Task,
-    Writing,
-    _asked,
-    _metrics,
-    _steps,
-    _texts,
-    _tokens,
-)
+from tinyattn.tasks import Asked, Metric, Task, Writing, _asked, _metrics, _steps, _texts, _tokens
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._source import Dataset
 
 REFERENCES = "references.json"
-HIDDEN = 0.3  # of a text that is to be rebuilt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,16 +23,11 @@ class Sequences(_texts.Texts):
         and counted.
       beams: Texts that the search for the test split's answers keeps open; 1 is greedy.
       length_penalty: Alpha of that search: more favours longer texts.
-      rebuild: Augmentation: share of the training examples, others each time, whose answer is the beginning
-        of their own text, of which three tokens in ten are `[UNK]`; a decoder that reads `[SEP]` first is
-        to write it. Copying is learned by it where answers are too few to teach it (Lewis et al. 2020,
-        "BART", https://arxiv.org/abs/1910.13461).
     """
 
     target_length: int = 32
     beams: int = 1
     length_penalty: float = 0.6
-    rebuild: float = 0.0
     tokenizer: str = "bpe"
     length: int = 64
     steps: tuple[str, ...] = ("nfkc", "whitespace", "missing", "duplicates", "dedupe")
@@ -62,8 +43,6 @@ class Sequences(_texts.Texts):
                 f"task.beams={self.beams} must be at least 1, and task.length_penalty ="
                 f" {self.length_penalty} at least 0"
             )
-        if not 0 <= self.rebuild < 1:
-            raise ValueError(f"task.rebuild={self.rebuild} must be a share in [0, 1)")
 
 
 def answer(
@@ -147,7 +126,7 @@ def answer(
         # As many as are asked for, whether or not the texts have them: a model's sizes hang on no data.
         num_classes=config.vocab_size,
         vocab_size=config.vocab_size,
-        augment=augmentation(config, tokenizer.token_to_id(_tokens.SEPARATOR)),
+        augment=_texts.augmentation(config),
         metric=_metrics.LOSS,
         measure=lambda split, predicted: _metrics.perplexity(predicted.losses),
         baselines=baselines,
@@ -157,39 +136,6 @@ def answer(
         judge=lambda answers: score(answers, kept["references"]),
         headline=metric,
     )
-
-
-def augmentation(config: Sequences, end: int) -> Callable[[jax.Array, Split], Split]:
-    """(rng, batch) -> batch: that of all texts, and some examples to be rebuilt from what is left of them.
-
-    `end` is the id after an answer's last token, and before the first of what is a text's own beginning.
-    """
-    changed = _texts.augmentation(config)
-    if not config.rebuild:
-        return changed
-    losing = _texts.augmentation(dataclasses.replace(config, token_swap=0.0, token_dropout=HIDDEN))
-
-    def augment(rng, batch):
-        if batch.prefix is None:  # nothing is answered where hidden tokens are to be told
-            return changed(rng, batch)
-        which_rng, lose_rng, change_rng = jax.random.split(rng, 3)
-        B, P = batch.prefix.shape
-        # One more column than is read, for a text as long as its row.
-        text = jnp.pad(batch.inputs, ((0, 0), (0, P)))[:, : P + 1]
-        last = batch.key_valid.sum(1, keepdims=True) - 1
-        place = jnp.arange(P)
-        labels = jnp.where(place < last, text[:, 1:], _texts.UNLABELLED)
-        # A text that fills its row may go on after it.
-        whole = last < batch.inputs.shape[1] - 1
-        labels = jnp.where((place == last) & whole, end, labels)
-        own = Split(losing(lose_rng, batch).inputs, labels, prefix=text[:, :-1].at[:, 0].set(end))
-        other = changed(change_rng, batch)
-        pick = jax.random.bernoulli(which_rng, config.rebuild, (B, 1))
-        names = ("inputs", "prefix", "labels")
-        mixed = {x: jnp.where(pick, getattr(own, x), getattr(other, x)) for x in names}
-        return other._replace(**mixed)
-
-    return augment
 
 
 def _writing(config: Sequences, tokenizer: _tokens.Tokenizer, length: int) -> Writing:
