@@ -7,11 +7,11 @@
 The datasets come from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`. Pieces of words, one table for all three uses of them.
 
-One run each, seed 0, on an H200 that other work shared. Translation, 6,000 steps: BLEU 37.1 and chrF 55.9 of
-the test split of 2016. On two idle CPU cores a step takes 0.65 to 0.77 s with
-`--config.train.data_devices=2 --config.train.micro_batches=8`, 1.1 s without the parts, so that an hour is some
-5,000 steps; such a run was not made. From so few texts alone neither of the others beats the first words of
-what it reads: subject lines have ROUGE-L 1.3% against their 5.2%, summaries 20.2% against 24.4%.
+One run each, seed 0, on an H200 that other work shared. Translation, 6,000 steps: BLEU 37.1 and chrF 55.9
+of the test split of 2016. On two idle CPU cores a step takes 0.65 to 0.77 s with
+`--config.train.data_devices=2 --config.train.micro_batches=8`, 1.1 s without the parts, so that an hour is
+some 5,000 steps; such a run was not made. From so few texts alone neither of the others beats the first
+words of what it reads: subject lines have ROUGE-L 1.3% against their 5.2%, summaries 20.2% against 24.4%.
 """
 
 import ml_collections
