@@ -7,6 +7,10 @@ Of its write-up: every token is looked up in two tables and positions are added 
 bidirectional; queries, keys and values are the output layers of a feed-forward layer; and the sums are
 normalised after each part. `configs/ablations/beats.py` has a plain encoder beside it, at as many FLOPs and
 at as many bytes.
+
+With `--config.task.min_frequency=3 --config.train.data_devices=2`, so that rarer words are `[UNK]` in
+training too, two seeds have 82.0% and 80.9% of the test split in some 80 s each on two CPU cores; logistic
+regression on the same words, in the same run, has 80.7%, and on all words 81.0%.
 """
 
 import ml_collections
