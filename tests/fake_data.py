@@ -25,6 +25,18 @@ def served(folder: Path, fill):
         yield patched
 
 
+def serving(fill):
+    """A fixture for all tests of a module: `served`, whose folder it gives."""
+
+    @pytest.fixture(scope="module", autouse=True, name="home")
+    def home(tmp_path_factory):
+        folder = tmp_path_factory.mktemp("data")
+        with served(folder, fill):
+            yield folder
+
+    return home
+
+
 def write(folder: Path, split: str, columns: dict, features: dict) -> Path:
     """One split of a dataset as a file."""
     folder.mkdir(parents=True, exist_ok=True)

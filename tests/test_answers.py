@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fake_data import TEXT, answers, served, write
+from fake_data import TEXT, answers, serving, write
 
 from configs import answers as answers_config
 from configs import digits
@@ -13,12 +13,7 @@ from tinyattn.tasks import _metrics, _tokens
 SMALL = {"vocab_size": 400, "length": 40, "target_length": 32}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """The datasets, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, answers):
-        yield home
+home = serving(answers)
 
 
 def loaded(name, **fields):

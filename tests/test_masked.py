@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_data import everything, served
+from fake_data import everything, serving
 
 from configs import pretrain
 from tinyattn import config, cost, model, tasks, train
@@ -21,12 +21,7 @@ KINDS = {"tokens": "intents", "patches": "digits", "frames": "fsdd"}
 PROGRAMS = {}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """All datasets, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, everything):
-        yield home
+home = serving(everything)
 
 
 def made(kind):

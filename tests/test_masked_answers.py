@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.special
-from fake_data import everything, served
+from fake_data import everything, serving
 
 from configs import pretrain
 from experiments import predict
@@ -18,12 +18,7 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """All datasets, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, everything):
-        yield home
+home = serving(everything)
 
 
 @pytest.mark.parametrize("name", ["trec", "sst2", "snips", "slots", "pairs", "chars", "multi30k"])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from fake_data import everything, pictures, served
+from fake_data import everything, pictures, serving
 from PIL import Image
 
 from configs import chars as chars_config
@@ -23,12 +23,7 @@ from tinyattn.tasks import _speech, fsdd, mnist
 RATE = 8000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """The datasets, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, everything):
-        yield home
+home = serving(everything)
 
 
 def test_mnist_is_normalised_by_its_training_images():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from fake_data import pictures, served
+from fake_data import pictures, serving
 from PIL import Image
 
 from configs import multimodal
@@ -28,12 +28,7 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """The recordings, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, pictures):
-        yield home
+home = serving(pictures)
 
 
 def build(**changes):

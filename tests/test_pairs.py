@@ -4,7 +4,7 @@ import datasets
 import jax
 import numpy as np
 import pytest
-from fake_data import TEXT, glue, served, write
+from fake_data import TEXT, glue, serving, write
 
 from configs import pairs as config_file
 from experiments import predict
@@ -24,12 +24,7 @@ TINY = {
 METRICS = {"mrpc": {"accuracy", "f1"}, "qqp": {"accuracy", "f1"}, "stsb": {"pearson", "spearman"}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """The tasks, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, glue):
-        yield home
+home = serving(glue)
 
 
 def base(name, **changes):

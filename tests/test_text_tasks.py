@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_data import TEXT, everything, served, texts, write
+from fake_data import TEXT, everything, serving, texts, write
 
 from configs import chars, intents, pairs, slots, sst2, trec, words
 from tinyattn import config, tasks, train
@@ -36,12 +36,7 @@ LEARNT = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """All datasets, and nobody's cache."""
-    home = tmp_path_factory.mktemp("data")
-    with served(home, everything):
-        yield home
+home = serving(everything)
 
 
 def made(name, **more):
