@@ -18,7 +18,8 @@ from configs import trec
 from tinyattn import tasks
 from tinyattn.config import parse_arg
 
-LENGTH = 32
+# Words that three training requests have, of which there are fewer; rarer ones are `[UNK]` in training too.
+VOCABULARY, LENGTH, MIN_FREQUENCY = 2400, 32, 3
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -28,8 +29,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       arg: `attention=NAME` picks a variant; `smoke` runs a few steps.
     """
     config = trec.get_config(arg)
-    config.task = tasks.spec("intents", vocab_size=trec.VOCABULARY, length=LENGTH)
-    config.model.update(num_classes=151, max_length=LENGTH, pool="mean")
+    config.task = tasks.spec(
+        "intents", vocab_size=VOCABULARY, length=LENGTH, min_frequency=MIN_FREQUENCY
+    )
+    config.model.update(vocab_size=VOCABULARY, num_classes=151, max_length=LENGTH, pool="mean")
     config.optim.learning_rate = 2e-3
     config.train.update(batch_size=8, label_smoothing=0.2)
     if not parse_arg(arg, attention="dense", smoke=False).smoke:
