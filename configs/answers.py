@@ -48,6 +48,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         pool="none",
         tied_head=True,
         shared_table=True,
+        # What a subject or a summary says stands in the text, mostly in the same words.
+        pointer=chosen.task != "multi30k",
         attention=attention.spec(chosen.attention, num_heads=4),
         decoder_attention=attention.spec("dense", num_heads=4),
         cross_attention=attention.spec("dense", num_heads=4),

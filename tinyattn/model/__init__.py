@@ -11,7 +11,8 @@ Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; pre-norm as Xiong
   https://arxiv.org/abs/2104.05704, section 3.2; tied tables as Press and Wolf 2017,
   https://arxiv.org/abs/1608.05859; token types, pooler and sizes as Devlin et al. 2019,
   https://arxiv.org/abs/1810.04805; factorised embeddings as Lan et al. 2020,
-  https://arxiv.org/abs/1909.11942, section 3.1; `reuse` of keys and values as Brandon et al. 2024,
+  https://arxiv.org/abs/1909.11942, section 3.1; the `pointer` as See et al. 2017, see `_pointer.py`;
+  `reuse` of keys and values as Brandon et al. 2024,
   "Cross-layer attention", https://arxiv.org/abs/2405.12981, section 3.1, and as the second half of Sun et
   al. 2024, "You only cache once", https://arxiv.org/abs/2405.05254, section 2, whose first half a `layout`
   gives a variant of its own, as it does local and global layers in turn, Gemma Team 2024, "Gemma 2",

@@ -104,12 +104,15 @@ def _check_tables(config: Any) -> None:
             f" {config.inputs!r}, embeddings = {config.embeddings}, vocab_size ="
             f" {config.vocab_size} and num_classes = {config.num_classes} there is none of that size"
         )
-    if config.shared_table and (
-        not config.decoder_layers
-        or config.inputs != "tokens"
-        or config.vocab_size != config.num_classes
-        or config.embeddings > 1
-    ):
+    both = config.decoder_layers and config.inputs == "tokens"
+    both = both and config.vocab_size == config.num_classes
+    if config.pointer and not both:
+        raise ValueError(
+            f"model.pointer lets a decoder write ids that its encoder read: give tokens, decoder_layers"
+            f" above 0 and vocab_size = num_classes, not {config.inputs}, {config.decoder_layers},"
+            f" {config.vocab_size} and {config.num_classes}"
+        )
+    if config.shared_table and not (both and config.embeddings == 1):
         raise ValueError(
             f"model.shared_table is one table for the ids of an encoder and of a decoder: give tokens,"
             f" decoder_layers above 0, embeddings = 1 and vocab_size = num_classes, not"

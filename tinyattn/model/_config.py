@@ -60,6 +60,8 @@ class Config:
       num_classes: Of the head; 0 is no head, the pooled vector is returned.
       tied_head: Whether logits are products with the table of the tokens, with no head of their own.
       shared_table: Whether encoder and decoder look ids up in one table.
+      pointer: Whether a decoder's next token may also be one that stands in what the encoder read, which an
+        attention of its own picks; logits are then the logarithms of the mixture's probabilities.
       dropout: Rate, after the embeddings and before each residual sum.
       init: Name in `initializers.INITIALIZERS`.
       depth_scaling: Of the kernels that write to the residual stream, see `initializers.residual`.
@@ -109,6 +111,7 @@ class Config:
     num_classes: int = 10
     tied_head: bool = False
     shared_table: bool = False
+    pointer: bool = False
     dropout: float = 0.0
     init: str = "lecun_normal"
     depth_scaling: str = "none"
@@ -142,6 +145,7 @@ ALONE = {
     "num_classes": 0,
     "tied_head": False,
     "shared_table": False,
+    "pointer": False,
 }
 
 
@@ -153,7 +157,8 @@ def decoder(config: Config) -> Config:
 
 def encoder(config: Config) -> Config:
     """The config of an encoder-decoder's encoder by itself, which has no head."""
-    ends = {"decoder_layers": 0, "num_classes": 0, "tied_head": False, "shared_table": False}
+    ends = dict.fromkeys(("tied_head", "shared_table", "pointer"), False)
+    ends |= {"decoder_layers": 0, "num_classes": 0}
     return dataclasses.replace(config, **ends)
 
 

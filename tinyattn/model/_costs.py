@@ -48,7 +48,9 @@ def state_bytes(config: Config, T: int, P: int = 0) -> int | None:
     """
     if config.decoder_layers:
         own, memory = state_bytes(decoder(config), P), _memory_bytes(config, T)
-        return None if own is None else own + config.decoder_layers * memory
+        # A pointer's keys, and the ids that they are of.
+        places = config.pointer * T * (config.width * jnp.dtype(config.dtype).itemsize + 4)
+        return None if own is None else own + config.decoder_layers * memory + places
     layers = mixers(config)
     decodes = all(hasattr(variant, "state_bytes") for variant, _ in layers)
     if not config.causal or not decodes or config.reuse == "query_key":

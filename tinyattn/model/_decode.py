@@ -14,6 +14,7 @@ from tinyattn.model._embedding import Embedding
 from tinyattn.model._layers import Block, LayerState, Memory
 from tinyattn.model._layout import REUSE, maker, mixers
 from tinyattn.model._norm import norm
+from tinyattn.model._pointer import Pointed, pointed
 from tinyattn.model._transformer import Transformer, logits, mask, position_bias, table_path
 
 
@@ -25,12 +26,14 @@ class State(NamedTuple):
       length: int32 [B], tokens read so far.
       crossed: Of an encoder-decoder, what every layer's cross-attention made of the encoder's tokens.
       valid: bool [B, S], which of these are no padding; None is all, or no encoder.
+      pointed: What a pointer picks from; None is no pointer.
     """
 
     layers: tuple[LayerState, ...]
     length: jax.Array
     crossed: tuple[dict[str, jax.Array], ...] | None = None
     valid: jax.Array | None = None
+    pointed: Pointed | None = None
 
 
 def start(model: Transformer, params: Any, B: int, capacity: int, **given) -> State:
@@ -64,7 +67,13 @@ def start(model: Transformer, params: Any, B: int, capacity: int, **given) -> St
     tokens = Transformer(encoder(config)).apply({"params": params}, **given)
     memory = Memory(tokens, Mask(key_valid=mask(config, given.get("key_valid")).key_valid))
     crossed = _Crossing(stack).apply({"params": params["decoder"]}, memory)
-    return state._replace(crossed=crossed, valid=memory.mask.key_valid)
+    state = state._replace(crossed=crossed, valid=memory.mask.key_valid)
+    if config.pointer:
+        given_ids = given["inputs"], state.valid
+        state = state._replace(
+            pointed=_Pointed(config).apply({"params": params}, tokens, *given_ids)
+        )
+    return state
 
 
 def step(
@@ -90,7 +99,8 @@ def step(
     shared = table if config.shared_table else None
     x, state = _Step(stack).apply({"params": own}, ids, state, active, shared)
     tied = table if config.tied_head else None
-    return _Head(config).apply({"params": params}, x, tied), state
+    logits = _Head(config).apply({"params": params}, x[:, None], tied, state.pointed)
+    return logits[:, 0], state
 
 
 def check_decodes(config: Config, capacity: int) -> None:
@@ -179,6 +189,17 @@ class _Step(nn.Module):
         return x[:, 0], state._replace(layers=tuple(layers), length=state.length + active)
 
 
+class _Pointed(nn.Module):
+    """What a pointer picks from, by the parameters of a `Transformer`."""
+
+    config: Config
+
+    @nn.compact
+    @activations.of_config
+    def __call__(self, tokens, ids, valid):
+        return pointed(self.config, tokens, ids, valid)
+
+
 class _Head(nn.Module):
     """Logits, by the parameters of a `Transformer`."""
 
@@ -186,5 +207,5 @@ class _Head(nn.Module):
 
     @nn.compact
     @activations.of_config
-    def __call__(self, x, table):
-        return logits(self.config, x, table)
+    def __call__(self, x, table, to):
+        return logits(self.config, x, table, to)

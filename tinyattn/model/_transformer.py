@@ -11,6 +11,7 @@ from tinyattn.model._embedding import Embedding, dense, restarts
 from tinyattn.model._layers import Block, Memory, Mixed, dropout, pool
 from tinyattn.model._layout import REUSE, maker, mixers
 from tinyattn.model._norm import Batch, norm
+from tinyattn.model._pointer import Pointed, mixed, pointed
 
 # Of relative positions: T5's number.
 BUCKETS = 32
@@ -101,9 +102,9 @@ class Transformer(nn.Module):
         if config.pooler:
             out = jnp.tanh(dense(config, config.width, "pooler", out))
         if config.num_classes:
-            out = logits(
-                config, out, self._table(*table_path(config)) if config.tied_head else None
-            )
+            tied = self._table(*table_path(config)) if config.tied_head else None
+            to = pointed(config, x, inputs, seen.key_valid) if config.pointer else None
+            out = logits(config, out, tied, to)
         return (out, losses) if auxiliary else out
 
     def _table(self, *path: str) -> jax.Array:
@@ -169,14 +170,15 @@ def position_bias(module: nn.Module) -> biases.Bias | None:
     return None
 
 
-def logits(config: Config, x: jax.Array, table: jax.Array | None) -> jax.Array:
-    """float32 [..., num_classes], by the head or by the table of tokens [num_classes, E]."""
+def logits(config: Config, x: jax.Array, table=None, to: Pointed | None = None) -> jax.Array:
+    """float32 [..., num_classes], by the head or by the table of tokens [num_classes, E], and a pointer."""
     x = x.astype(jnp.float32)
     if table is None:
-        return dense(config, config.num_classes, "head", x)
-    if x.shape[-1] != table.shape[-1]:
-        x = dense(config, table.shape[-1], "head", x)
-    return jnp.einsum("...d,vd->...v", activations.rounded(x), table)
+        out = dense(config, config.num_classes, "head", x)
+    else:
+        y = x if x.shape[-1] == table.shape[-1] else dense(config, table.shape[-1], "head", x)
+        out = jnp.einsum("...d,vd->...v", activations.rounded(y), table)
+    return out if to is None else mixed(config, out, x, to)
 
 
 def table_path(config: Config) -> tuple[str, ...]:
