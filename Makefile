@@ -6,6 +6,8 @@ WORKDIR ?= runs/first
 BENCH_WORKDIR ?= runs/bench
 # The CPU build of PyTorch, the peer of `make bench`, has an index of its own.
 TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu
+# Linux gives a large array to every call anew, in pages whose time grows faster than the work.
+LARGE_PAGES := glibc.malloc.hugetlb=1
 # Where it is set, every process compiles the source of all it imports: 14 seconds for a worker's.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -25,7 +27,7 @@ lint: $(VENV)/test.ok
 bench: $(VENV)/bench.ok
 	$(PYTHON) -m experiments.bench --suite=step --workdir=$(BENCH_WORKDIR)
 	$(PYTHON) -m experiments.bench --suite=attention --workdir=$(BENCH_WORKDIR)
-	$(PYTHON) -m experiments.bench --suite=length --workdir=$(BENCH_WORKDIR)
+	GLIBC_TUNABLES=$(LARGE_PAGES) $(PYTHON) -m experiments.bench --suite=length --workdir=$(BENCH_WORKDIR)
 	$(PYTHON) -m experiments.bench --suite=weights --workdir=$(BENCH_WORKDIR)
 
 # One environment each: with Triton installed, code of transformers fails on a CPU.
