@@ -12,7 +12,7 @@ FIELDS = {"pointer": True, "vocab_size": W, "shared_table": True, "tied_head": T
 # Without a pointer, the parameters that are left mean the same.
 OWN = ("pointer_key", "pointer_query", "pointer_switch")
 BUILT = build(**FIELDS)
-PARAMS = draw(BUILT, **GIVEN)
+PARAMS = jax.tree.map(jnp.asarray, draw(BUILT, **GIVEN))
 REST = {name: leaf for name, leaf in PARAMS.items() if name not in OWN}
 PLAIN = build(**FIELDS | {"pointer": False})
 WRITE = jax.jit(lambda given: PLAIN.apply({"params": REST}, **given))
