@@ -90,7 +90,11 @@ class Mask:
         return self.allowed(jnp.arange(T), jnp.arange(S), S)
 
     def pairs(self, T: int, S: int) -> np.ndarray:
-        """The exact number of allowed (query, key) pairs of each example, int64 [B or 1].
+        """The exact number of allowed (query, key) pairs of each example, int64 [B or 1]."""
+        return self.seen(T, S).sum(-1)
+
+    def seen(self, T: int, S: int) -> np.ndarray:
+        """How many keys each query may see, int64 [B or 1, T].
 
         Counted by bisection over the keys of each segment, never by building the T x S array.
         """
@@ -101,14 +105,14 @@ class Mask:
         low = np.zeros(T, int) if self.lookback is None else positions[:T] - self.lookback
         high = np.full(T, S - 1) if self.lookahead is None else positions[:T] + self.lookahead
         low, high = np.clip(low, 0, S), np.clip(high, -1, S - 1)
-        counts = np.zeros(B, np.int64)
+        counts = np.zeros((B, T), np.int64)
         for b in range(B):
             query_ids, key_ids = self._segment_numbers(b, T, S)
             valid = np.ones(S, bool) if self.key_valid is None else _row(self.key_valid, b)
             keys = np.sort((key_ids * (S + 1) + positions[:S])[valid])
             start = np.searchsorted(keys, query_ids * (S + 1) + low, side="left")
             stop = np.searchsorted(keys, query_ids * (S + 1) + high, side="right")
-            counts[b] = np.maximum(stop - start, 0).sum()
+            counts[b] = np.maximum(stop - start, 0)
         return counts
 
     def _segment_numbers(self, b: int, T: int, S: int) -> tuple[np.ndarray, np.ndarray]:

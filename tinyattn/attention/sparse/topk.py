@@ -114,7 +114,7 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     """All pairs are executed for the choice, and k a query once more. FLOPs an example."""
     per_pair = 2 * config.num_heads * config.width(D)
     parts = attention.projection_flops(config, D=D, T=T, S=S)
-    useful = per_pair * _kept(config.k, mask, T, S)
+    useful = per_pair * float(np.minimum(mask.seen(T, S), config.k).sum(-1).mean())
     if config.k >= S:
         pairs = attention.Work(per_pair * softmax.pairs(T, S, mask), useful)
         return {**parts, "scores": pairs, "mix": pairs}
@@ -122,10 +122,3 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
     pairs = attention.Work(per_pair * count * t * config.k, useful)
     choice = attention.Work(per_pair * count * t * S, 0)
     return {**parts, "choice": choice, "scores": pairs, "mix": pairs}
-
-
-def _kept(k: int, mask: Mask, T: int, S: int) -> float:
-    """Σ_t min(k, keys that query t may see), in the mean of the examples; row blocks, no T x S array."""
-    rows = np.array_split(np.arange(T), -(-T * S // SCORES))
-    seen = (mask.allowed(jnp.asarray(part), jnp.arange(S), S).sum(-1) for part in rows)
-    return float(sum(np.minimum(np.asarray(count), k).sum(-1).mean() for count in seen))
