@@ -5,6 +5,8 @@ pytest tests/test_attention.py --attention=myfork.cosine
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from tinyattn.masks import Mask
 # All different, so that no transposition can hide.
 B, T, N, H, D = 2, 13, 4, 6, 10
 RNG = jax.random.PRNGKey(1)
-TYPICAL = ("dense", "bigbird", "lsh", "nystrom", "gla")
+TYPICAL = ("dense", "lsh", "nystrom", "gla")
 
 
 def pytest_generate_tests(metafunc):
@@ -50,6 +52,10 @@ def make(name, fields):
     return attention.build(attention.spec(name, **{"num_heads": N, **fields}))
 
 
+def is_first(module, config):
+    return config == module.Config(**{"num_heads": N, **module.CASES[0]})
+
+
 def arrays(module, config, T=T, S=None, dtype=jnp.float32, seed=0):
     """Everything that `attend` takes, by name."""
     rng = np.random.default_rng(seed)
@@ -74,26 +80,26 @@ def put(arrays, index, value, names=None):
 KEYS = ("key", "value")
 
 
-def parts():
-    rng = np.random.default_rng(1)
-    return {
-        "causal": masks.causal(),
-        "window": masks.window(3),
-        "padding": masks.padding(jnp.array(rng.random((B, T)) > 0.4)),
-        "segments": masks.segments(jnp.array(rng.integers(0, 3, (B, T)))),
-    }
+DRAW = np.random.default_rng(1)
+VALID, IDS = DRAW.random((B, T)) > 0.4, DRAW.integers(0, 3, (B, T))
+PARTS = {
+    "causal": masks.causal(),
+    "window": masks.window(3),
+    "padding": masks.padding(VALID),
+    "segments": masks.segments(IDS),
+}
 
 
-def supported(module):
-    """Every kind alone, none, and all of them together."""
-    found = {kind: mask for kind, mask in parts().items() if kind in module.SUPPORTS}
-    return {"full": Mask(), **found, "all": functools.reduce(Mask.__and__, found.values(), Mask())}
+def together(module, kinds=tuple(PARTS)):
+    """Those of the kinds that are honoured, in one mask."""
+    honoured = (PARTS[kind] for kind in kinds if kind in module.SUPPORTS)
+    return functools.reduce(Mask.__and__, honoured, Mask())
 
 
 def opened(module, valid=None, ids=None):
     """Padding and segments as far as they are honoured: one program, whatever is hidden."""
     valid = np.ones((B, T), bool) if valid is None else np.broadcast_to(valid, (B, T))
-    ids = np.zeros((B, T), int) if ids is None else np.broadcast_to(ids, (B, T))
+    ids = np.zeros_like(IDS) if ids is None else np.broadcast_to(ids, (B, T))
     kinds = {"padding": masks.padding(valid), "segments": masks.segments(ids)}
     honoured = (mask for kind, mask in kinds.items() if kind in module.SUPPORTS)
     return functools.reduce(Mask.__and__, honoured, Mask())
@@ -122,30 +128,52 @@ TRACED = []
 
 
 @functools.cache
-def outputs(module, function):
-    """Outputs under several masks by one program: compilation is what this suite spends its time on."""
+def outputs(module, functions=("attend",)):
+    """Of functions under several masks, by one program."""
 
     def several(config, given, several):
-        TRACED.append(function)
-        call = functools.partial(getattr(module, function), config, **given)
-        return [call(mask=mask) for mask in several]
+        TRACED.append(functions)
+        calls = [functools.partial(getattr(module, f), config, **given) for f in functions]
+        return [[call(mask=mask) for mask in several] for call in calls]
 
     compiled = jax.jit(several, static_argnums=0)
     return lambda *args: jax.tree.map(np.asarray, compiled(*args))
 
 
 def attend(module, config, mask):
-    return lambda given: outputs(module, "attend")(config, given, (mask,))[0]
+    return lambda given: outputs(module)(config, given, (mask,))[0][0]
 
 
-def graded(module, function, config, given, mask=Mask()):
+def graded(module, config, given, mask):
     """Outputs, by the program that gives the gradients."""
-    return np.asarray(value_and_grads(module, function)(config, given, mask, weight())[0])
+    return np.asarray(value_and_grads(module, "attend")(config, given, mask, weight())[0])
 
 
-def same_outputs(module, config, given, several, want=None):
-    got = outputs(module, "attend")(config, given, tuple(several.values()))
-    want = want or outputs(module, "reference")(config, given, tuple(several.values()))
+class Table(NamedTuple):
+    """A mask as arrays: all that most references ask for, which so are one program under any mask."""
+
+    pairs: jax.Array
+    key_valid: jax.Array
+
+    def dense(self, T, S):
+        return self.pairs[:, :T, :S]
+
+
+def exact(module, config, given, mask=Mask()):
+    """Outputs and gradients of the reference."""
+    both = functools.partial(value_and_grads(module, "reference"), config, given, weight=weight())
+    pairs = np.broadcast_to(mask.dense(T, T), (B, T, T))
+    try:
+        return both(
+            Table(pairs, np.ones((B, T), bool) if mask.key_valid is None else mask.key_valid)
+        )
+    except AttributeError:
+        # This one also asks how far the mask reaches.
+        return both(mask & opened(module))
+
+
+def same_outputs(module, config, given, several):
+    got, want = outputs(module, ("attend", "reference"))(config, given, tuple(several.values()))
     for kind, a, b in zip(several, got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=kind)
     return want
@@ -172,52 +200,82 @@ def test_contract(name):
     assert not getattr(module, "DETACHED", ()) or module.auxiliary.__doc__
 
 
-def test_equals_reference_under_every_mask(first):
-    """Each kind alone; none and all of them are below, with gradients."""
+@pytest.mark.parametrize("band", ["causal", "window"])
+def test_equals_reference_under_a_band(first, band):
+    """All else that a mask has is below, with gradients."""
     module, config = make(*first)
-    given, found = arrays(module, config), supported(module)
-    # The causal ones apart, as other tests share them.
-    for kinds in ({"causal"}, {"window", "padding", "segments"}):
-        several = {kind: mask for kind, mask in found.items() if kind in kinds}
-        if several:
-            same_outputs(module, config, given, several)
+    if band not in module.SUPPORTS:
+        pytest.skip(f"no {band} mask; that it raises is tested below")
+    given = arrays(module, config)
+    want = exact(module, config, given, PARTS[band])[0]
+    got = attend(module, config, PARTS[band])(given)
+    np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
 def none_and_all(module):
-    found = supported(module)
-    return {kind: found[kind] for kind in ("full", "all")}
+    return {"full": Mask(), "all": together(module)}
 
 
 @pytest.fixture(scope="module")
-def exact(first):
+def wanted(first):
     """The references, made before a test that is `optimised`, as they need not be."""
     module, config = make(*first)
-    several = tuple(none_and_all(module).values())
-    return outputs(module, "reference")(config, arrays(module, config), several)
+    given = arrays(module, config)
+    return [exact(module, config, given, mask)[0] for mask in none_and_all(module).values()]
 
 
 @pytest.mark.optimised
-def test_equals_reference_as_users_compile_it(first, exact):
+def test_equals_reference_as_users_compile_it(first, wanted):
     module, config = make(*first)
-    same_outputs(module, config, arrays(module, config), none_and_all(module), exact)
+    several = none_and_all(module)
+    (got,) = outputs(module)(config, arrays(module, config), tuple(several.values()))
+    for kind, a, b in zip(several, got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5, err_msg=kind)
 
 
 def test_equals_reference_in_outputs_and_gradients(case):
+    """Of the rest, no mask at the first setting and all kinds at once at others, in its module, below."""
     module, config = make(*case)
-    given = arrays(module, config)
-    for kind, mask in none_and_all(module).items():
+    given, several = arrays(module, config), {}
+    if "padding" in module.SUPPORTS:
+        several["padding"] = opened(module, valid=VALID)
+    if "segments" in module.SUPPORTS:
+        several["segments"] = opened(module, ids=IDS)
+    if is_first(module, config):
+        several["all"] = together(module)
+    for kind, mask in several.items():
         got = value_and_grads(module, "attend")(config, given, mask, weight())
-        exact = value_and_grads(module, "reference")(config, given, mask, weight())
-        np.testing.assert_allclose(got[0], exact[0], atol=1e-5, rtol=1e-5, err_msg=kind)
-        for name, want in exact[1].items():
-            what = f"{name}, {kind}"
-            np.testing.assert_allclose(got[1][name], want, atol=2e-5, rtol=2e-5, err_msg=what)
+        close(got, exact(module, config, given, mask), kind)
 
 
-@pytest.mark.parametrize("length", [1, 8])
-def test_any_length(first, length):
+def close(got, want, what):
+    """Outputs and gradients."""
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5, rtol=1e-5, err_msg=what)
+    paths, grads = zip(*jax.tree_util.tree_leaves_with_path(want[1]), strict=True)
+    for path, a, b in zip(paths, jax.tree.leaves(got[1]), grads, strict=True):
+        where = f"{jax.tree_util.keystr(path)}, {what}"
+        np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5, err_msg=where)
+
+
+def test_a_single_token(first):
     module, config = make(*first)
-    same_outputs(module, config, arrays(module, config, T=length), {"some": some(module)})
+    same_outputs(module, config, arrays(module, config, T=1), {"some": some(module)})
+
+
+def test_problems_side_by_side_equal_the_reference_one_by_one(first):
+    """And at another length."""
+    module, config = make(*first)
+    several = [arrays(module, config, T=8, seed=seed) for seed in (0, 3)]
+
+    def by(function):
+        return lambda given: function(config, **given, mask=some(module))
+
+    @jax.jit
+    def both(pair):
+        return jax.vmap(by(module.attend))(pair), jax.lax.map(by(module.reference), pair)
+
+    got, want = both(jax.tree.map(lambda *x: np.stack(x), *several))
+    np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_cross_attention_to_another_length(case):
@@ -233,9 +291,9 @@ def test_a_bias_of_the_scores(case):
     module, config = make(*case)
     if "bias" not in module.SUPPORTS:
         pytest.skip("no bias; that it raises is tested below")
-    given, causal = arrays(module, config), {"causal": masks.causal()}
-    bias = {"bias": biases.Linear(jnp.linspace(0.1, 1.0, N))}
-    (want,) = same_outputs(module, config, given | bias, causal)
+    given = arrays(module, config)
+    bias = {"bias": biases.Linear(np.linspace(0.1, 1.0, N, dtype=np.float32))}
+    (want,) = same_outputs(module, config, given | bias, {"causal": masks.causal()})
     without = attend(module, config, masks.causal())(given)
     assert np.abs(want - without).max() > 1e-2
 
@@ -260,15 +318,15 @@ def test_masked_keys_and_other_examples_are_not_seen(case):
     given = arrays(module, config)
     if "padding" in module.SUPPORTS:
         mask = opened(module, valid=np.arange(T)[None] < np.array([[7], [T]]))
-        see = functools.partial(graded, module, "attend", config, mask=mask)
+        see = functools.partial(graded, module, config, mask=mask)
         before = see(given)
         dirty = put(put(given, np.s_[0, 7:], 50.0, KEYS), np.s_[0, 8:10], np.nan, KEYS)
         np.testing.assert_array_equal(see(dirty), before)
         assert not np.array_equal(see(put(given, np.s_[0, 6], 50.0, KEYS)), before)
         poisoned = see(put(given, np.s_[0, 3], np.nan, KEYS))
         assert np.isnan(poisoned[0]).any() and np.isfinite(poisoned[1]).all()
-    alone = graded(module, "attend", config, put(given, 1, np.nan))[0]
-    np.testing.assert_array_equal(alone, graded(module, "attend", config, given)[0])
+    see = functools.partial(graded, module, config, mask=opened(module))
+    np.testing.assert_array_equal(see(put(given, 1, np.nan))[0], see(given)[0])
 
 
 def test_segments_are_not_mixed(case):
@@ -276,7 +334,7 @@ def test_segments_are_not_mixed(case):
     if "segments" not in module.SUPPORTS:
         pytest.skip("no segments; that it raises is tested below")
     given, mask = arrays(module, config), opened(module, ids=np.arange(T) // 5)
-    see = functools.partial(graded, module, "attend", config, mask=mask)
+    see = functools.partial(graded, module, config, mask=mask)
     before, after = see(given), see(put(given, np.s_[:, 5:10], 4.0))
     assert not np.array_equal(after[:, 5:10], before[:, 5:10])
     np.testing.assert_array_equal(after[:, :5], before[:, :5])
@@ -352,7 +410,7 @@ def test_large_scores_stay_finite(first):
     module, config = make(*first)
     given = arrays(module, config)
     large = {name: x * 300 if name in ("query", "key") else x for name, x in given.items()}
-    for mask in (Mask(), supported(module)["all"]):
+    for mask in (opened(module), together(module)):
         out, grads = value_and_grads(module, "attend")(config, large, mask, weight())
         assert np.isfinite(out).all()
         for name, grad in grads.items():
@@ -364,10 +422,12 @@ def test_equals_dense_where_it_must(name):
     if module.DENSE_WHEN is None:
         pytest.skip("never equal to dense attention, says the variant")
     _, config = make(name, module.DENSE_WHEN)
-    given, found = arrays(module, config), supported(module)
-    several = tuple(found.values())
-    outs = outputs(module, "attend")(config, given, several)
-    for kind, got, want in zip(found, outs, plain(config, given, several), strict=True):
+    given, several = arrays(module, config), none_and_all(module)
+    if "causal" in module.SUPPORTS:
+        several["all but causal"] = together(module, ("window", "padding", "segments"))
+    (outs,) = outputs(module)(config, given, tuple(several.values()))
+    for (kind, mask), got in zip(several.items(), outs, strict=True):
+        want = plain(config, given, mask)
         np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5, err_msg=kind)
 
 
@@ -375,10 +435,10 @@ def heads_of(given):
     return {name: given[name] for name in ("query", "key", "value")}
 
 
-def plain(config, given, several):
+def plain(config, given, mask):
     """Dense attention to the same heads, by a config of its own: one program for many variants."""
     _, own = make("dense", {"num_kv_heads": config.kv_heads})
-    return outputs(dense, "reference")(own, heads_of(given), several)
+    return exact(dense, own, heads_of(given), mask)[0]
 
 
 def test_is_not_dense_where_it_need_not(first):
@@ -387,15 +447,16 @@ def test_is_not_dense_where_it_need_not(first):
     given = arrays(module, config)
     if module is dense or given["query"].shape[-1] != given["key"].shape[-1]:
         pytest.skip("dense is dense, and takes keys as wide as queries")
-    (other,) = plain(config, given, (Mask(),))
-    assert np.abs(graded(module, "attend", config, given) - other).max() > 1e-2
+    other = plain(config, given, Mask())
+    assert np.abs(graded(module, config, given, opened(module)) - other).max() > 1e-2
 
 
 def test_declared_equals_counted_flops(case):
     """At lengths that no block divides, and at one."""
     module, config = make(*case)
-    layer, params = module.Attention(config), learned(module, config)[0]
-    for length, mask in ((1, some(module)), (7, Mask()), (97, Mask()), (97, some(module))):
+    layer, params = module.Attention(config), learned(module, config).params
+    met = [(1, some(module)), (97, Mask())]
+    for length, mask in met + [(97, some(module))] * ("causal" in module.SUPPORTS):
         inputs = jax.ShapeDtypeStruct((1, length, N * H), jnp.float32)
         declared = module.flops(config, mask, D=N * H, T=length, S=length)
         counted = cost.count(
@@ -452,16 +513,6 @@ def test_compiles_once(first):
     assert before == len(TRACED) > 0
 
 
-def test_vmap_equals_a_loop(first):
-    module, config = make(*first)
-    several = [arrays(module, config, seed=seed) for seed in (0, 3)]
-    pair = jax.tree.map(lambda *x: np.stack(x), *several)
-    together = jax.jit(jax.vmap(lambda x: module.attend(config, **x, mask=some(module))))(pair)
-    see = attend(module, config, some(module))
-    for got, alone in zip(np.asarray(together), several, strict=True):
-        np.testing.assert_allclose(got, see(alone), atol=1e-5)
-
-
 def test_bfloat16_works(first):
     module, config = make(*first)
     given = arrays(module, config, dtype=jnp.bfloat16)
@@ -470,53 +521,87 @@ def test_bfloat16_works(first):
     assert all(grad.dtype == jnp.bfloat16 for grad in grads.values())
     out = attend(module, config, Mask())(given)
     assert out.dtype == jnp.bfloat16
-    exact = graded(module, "reference", config, jax.tree.map(lambda x: x.astype(np.float32), given))
+    want = exact(module, config, jax.tree.map(lambda x: x.astype(np.float32), given))[0]
     # bfloat16 keeps 8 bits.
-    assert np.abs(np.asarray(out, np.float32) - exact).max() < 0.03
+    assert np.abs(np.asarray(out, np.float32) - want).max() < 0.03
 
 
 def inputs_of_width(D, seed):
     return np.random.default_rng(seed).standard_normal((B, T, D)).astype(np.float32)
 
 
+def by_reference(module):
+    """Within it, modules call the reference for `attend`: it is traced in less time."""
+    return mock.patch.object(module, "attend", module.reference)
+
+
+class Learned(NamedTuple):
+    """Of a module: params, outputs and gradients from them of both functions, and what 30 steps gave."""
+
+    params: Any
+    got: Any
+    want: Any
+    losses: np.ndarray
+    grads: Any
+
+
 @functools.cache
 def learned(module, config):
-    """Params, the output from them, and losses and gradients of 30 steps.
+    """By one program: without a mask at a variant's first setting, and under all kinds at once at others.
 
-    They are those the module starts with where this is its first setting. Drawing them is half of the
-    program, so for another setting they are NumPy's, of the shapes that it has.
+    At the first setting params are those the module starts with, but for kernels; at others all are
+    NumPy's, for drawing them is half of the program.
     """
-    layer, optimizer = module.Attention(config), optax.flatten(optax.adam(1e-2))
+    first = is_first(module, config)
+    mask = Mask() if first else together(module)
     x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
-    given, draw = None, np.random.default_rng(1)
-    if config != module.Config(**{"num_heads": N, **module.CASES[0]}):
-        shapes = jax.eval_shape(layer.init, RNG, x)["params"]
-        given = jax.tree.map(lambda x: draw.standard_normal(x.shape) / x.shape[0] ** 0.5, shapes)
-        given = jax.tree.map(np.float32, given)
+    draw = np.random.default_rng(1)
 
-    def loss(params):
-        out = layer.apply({"params": params}, x)
-        return jnp.square(out - y).mean(), out
+    def drawn(_, shape, dtype=np.float32):
+        return (draw.standard_normal(shape) / (shape or (1,))[0] ** 0.5).astype(dtype)
+
+    layer = module.Attention(config, kernel_init=drawn, out_init=drawn)
+    optimizer = optax.flatten(optax.adam(1e-2))
+    given = None
+    if not first:
+        with by_reference(module):
+            shapes = jax.eval_shape(layer.init, RNG, x)["params"]
+        given = jax.tree.map(lambda x: drawn(RNG, x.shape), shapes)
+
+    @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def graded(params, x):
+        out = layer.apply({"params": params}, x, mask=mask)
+        return jnp.square(out - y).sum(-1).mean(), out
 
     def step(carry, _):
         params, opt = carry
-        (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt = optimizer.update(grads, opt)
-        return (optax.apply_updates(params, updates), opt), (out, value, grads)
+        (loss, out), grads = graded(params, x)
+        updates, opt = optimizer.update(grads[0], opt)
+        return (optax.apply_updates(params, updates), opt), (loss, out, grads)
 
     @jax.jit
     def learn(params):
-        params = layer.init(RNG, x)["params"] if params is None else params
-        outs, *found = jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
-        return params, outs[0], *found
+        with by_reference(module):
+            params = layer.init(RNG, x)["params"] if params is None else params
+            (_, out), grads = graded(params, x)
+        losses, outs, found = jax.lax.scan(step, (params, optimizer.init(params)), length=30)[1]
+        got = outs[0], jax.tree.map(lambda x: x[0], found)
+        return Learned(params, got, (out, grads), losses, found[0])
 
     return jax.tree.map(np.asarray, learn(given))
+
+
+def test_module_equals_itself_with_the_reference(case):
+    """In outputs and in the gradients of params and inputs."""
+    found = learned(*make(*case))
+    close(found.got, found.want, "in its module")
 
 
 def test_module_projects_attends_and_projects_back(case):
     """Of a variant that makes heads its own way, only that the parts fit together is tested here."""
     module, config = make(*case)
-    x, (params, got, *_) = inputs_of_width(N * H, 0), learned(module, config)
+    x, found = inputs_of_width(N * H, 0), learned(module, config)
+    params, got = found.params, found.got[0]
     if set(params) != {"query", "key", "value", "out"}:
         assert got.shape == x.shape and np.isfinite(got).all()
         return
@@ -527,15 +612,15 @@ def test_module_projects_attends_and_projects_back(case):
         return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, width)
 
     given = {"query": project("query", N), "key": project("key", K), "value": project("value", K)}
-    mixed = graded(module, "reference", config, given).reshape(B, T, N * width)
+    mixed = np.asarray(exact(module, config, given)[0]).reshape(B, T, N * width)
     want = mixed @ params["out"]["kernel"] + params["out"]["bias"]
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
 
 def test_learns_and_every_leaf_gets_gradient(case):
     module, config = make(*case)
-    *_, values, grads = learned(module, config)
-    assert values[-1] < 0.9 * values[0]
+    *_, losses, grads = learned(module, config)
+    assert losses[-1] < 0.9 * losses[0]
     detached = tuple(getattr(module, "DETACHED", ()))
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all()
@@ -544,14 +629,14 @@ def test_learns_and_every_leaf_gets_gradient(case):
             assert (grad == 0).all(), name
             continue
         # A softmax does not see a key's bias, which moves all scores of a query alike.
-        assert np.abs(grad[-1]).max() > 1e-6 or name in ("key/bias", "global_key/bias"), name
+        assert np.abs(grad[-1]).max() > 3e-5 or name in ("key/bias", "global_key/bias"), name
 
 
 def test_what_is_not_supported_raises(name):
     module, config = make(name, attention.load(name).CASES[0])
     layer = module.Attention(config)
     x = jnp.ones((B, T, N * 5))
-    for kind, mask in parts().items():
+    for kind, mask in PARTS.items():
         if kind in module.SUPPORTS:
             continue
         with pytest.raises(ValueError, match=f"cannot honour {kind}"):

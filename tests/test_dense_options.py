@@ -37,7 +37,7 @@ def test_forget_equals_reference_in_outputs_and_gradients(length):
     given, rng = suite.arrays(dense, config, T=length), np.random.default_rng(5)
     mask = CAUSAL & masks.padding(rng.random((B, length)) > 0.3)
     if length == T:
-        mask = functools.reduce(Mask.__and__, suite.parts().values())
+        mask = suite.together(dense)
     weight = rng.standard_normal((B, length, 1, 1)).astype(np.float32)
     both = [suite.value_and_grads(dense, name) for name in ("attend", "reference")]
     got, want = (function(config, given, mask, weight) for function in both)
