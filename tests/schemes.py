@@ -141,16 +141,16 @@ def estimated(theta):
     )
 
 
-def check_built(theta, params):
+def check_built(theta, params, fold=weights.fold):
     """The params that theta builds are of the model, and are those of the reference."""
-    built = weights.fold(theta)
+    built = fold(theta)
     assert jax.tree.structure(built) == jax.tree.structure(params)
     for got, want in zip(jax.tree.leaves(built), jax.tree.leaves(params), strict=True):
         assert (got.shape, got.dtype) == (want.shape, want.dtype)
     assert_close(built, weights.reference(theta))
 
 
-def check_kept(theta):
+def check_kept(theta, fold=weights.fold):
     """A file builds the same params to the bit, and is as large as `sizes` says."""
     kept, found = weights.compact(theta), weights.sizes(theta)
     stripped = weights.strip(kept)
@@ -159,7 +159,7 @@ def check_kept(theta):
     trained = jax.tree.leaves(weights.partition(theta)[0])
     assert found.trainable == sum(x.size for x in trained)
     again = weights.regenerate(stripped)
-    built = [weights.fold(jax.tree.map(jnp.asarray, x)) for x in (again, weights.settle(theta))]
+    built = [fold(jax.tree.map(jnp.asarray, x)) for x in (again, weights.settle(theta))]
     assert_equal(*built)
 
 

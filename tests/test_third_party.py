@@ -47,8 +47,9 @@ def test_a_scheme_works_on_it(resnet, name):
     params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
     parts = scheme(*SCHEMES[name])
     theta = moved(parts.init(RNG, params))
-    check_built(theta, params)
-    check_kept(theta)
+    fold = jax.jit(weights.fold)
+    check_built(theta, params, fold)
+    check_kept(theta, fold)
     trainable, fixed = weights.partition(theta)
 
     def apply(own):

@@ -100,9 +100,11 @@ def test_contract(name):
 def test_works_on_the_params_of_any_model(case, net):
     name, fields = case
     params = params_of(net)
-    theta = scheme(weights.spec(name, **fields)).init(RNG, params)
-    check_built(moved(theta), params)
-    check_kept(moved(theta))
+    theta = moved(scheme(weights.spec(name, **fields)).init(RNG, params))
+    # In one program; eagerly it is of the params that all chains below have, and so of their shapes.
+    fold = jax.jit(weights.fold)
+    check_built(theta, params, fold)
+    check_kept(theta, fold)
 
 
 def test_gradients_are_the_references_and_jit_changes_nothing(kit):
