@@ -103,7 +103,7 @@ def moved_tokens(positions, scan):
     """Gradients of an encoder, and its outputs before and after its tokens move."""
     ids = np.array([[1, 2, 3, 4, 5, 6, 7]])
     both = np.concatenate([ids, np.roll(ids, 1, axis=1)])
-    sizes = {"width": 8, "ffn_width": 8, "scan": scan}
+    sizes = {"width": 8, "ffn_width": 8, "scan": scan, "num_layers": 1 + scan}
     spec = model.spec(inputs="tokens", vocab_size=9, positions=positions, **sizes)
     encoder = model.build(spec)
 

@@ -55,7 +55,7 @@ def net(*args, **changes):
 
 
 # Variants unlike one another, for what every variant passes through alike.
-FEW = ("dense", "longformer", "linear")
+FEW = ("dense", "window", "linear")
 
 # By the repr of the config, as a section within it cannot be hashed.
 PROGRAMS = {}
