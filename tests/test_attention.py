@@ -167,8 +167,8 @@ def exact(module, config, given, mask=Mask()):
         return both(
             Table(pairs, np.ones((B, T), bool) if mask.key_valid is None else mask.key_valid)
         )
-    except AttributeError:
-        # This one also asks how far the mask reaches.
+    except (AttributeError, TypeError):
+        # This one asks how far the mask reaches, or joins it with another.
         return both(mask & opened(module))
 
 
@@ -553,7 +553,9 @@ def learned(module, config):
     NumPy's, for drawing them is half of the program.
     """
     first = is_first(module, config)
-    mask = Mask() if first else together(module)
+    # A token that others look up to sees two keys at least, or its query had no gradient.
+    hidden = opened(module, valid=np.arange(T) != 5, ids=np.arange(T) // 8)
+    mask = Mask() if first else together(module, ("causal", "window")) & hidden
     x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
     draw = np.random.default_rng(1)
 
