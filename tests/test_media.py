@@ -76,6 +76,23 @@ def test_frames_have_mean_0_over_training_and_padding_is_0():
     assert (len(task.train.labels), len(task.validation.labels)) == (160, 20)
 
 
+def test_few_recordings_are_of_all_digits_and_always_the_same():
+    # The second is prepared anew, for it has a name of its own.
+    few, again = (
+        tasks.load(tasks.spec("fsdd", train_examples=20, mels=8, broken=broken))
+        for broken in ("drop", "raise")
+    )
+    assert np.bincount(few.train.labels).tolist() == [2] * 10
+    np.testing.assert_array_equal(few.train.inputs, again.train.inputs)
+    # Mean and deviation are of what is trained on alone.
+    assert abs(few.train.inputs[few.train.key_valid].mean(0)).max() < 1e-4
+    assert (len(few.validation.labels), len(few.test.labels)) == (20, 10)
+    with pytest.raises(ValueError, match="train_examples=-1 must not be negative"):
+        fsdd.Config(train_examples=-1)
+    with pytest.raises(ValueError, match=r"train_examples=9 must be 10 \(the classes\) to 150 of"):
+        tasks.load(tasks.spec("fsdd", train_examples=9, mels=8))
+
+
 def test_masks_are_of_frames_and_bands():
     section = tasks.spec("fsdd", length=60, time_mask=10, mel_mask=6)
     task = tasks.load(section)

@@ -10,7 +10,7 @@ import pytest
 from fake_data import everything, served
 
 from configs import intents, pretrain, trec
-from configs.ablations import transfer
+from configs.ablations import transfer, transfer_speech
 from tinyattn import config, records, sweep, tasks, train, weights
 from tinyattn.tasks import _tokens
 
@@ -74,6 +74,19 @@ def test_a_body_is_taken_to_the_bit_and_a_head_is_new(pretrained, table, caplog)
         made(intents, **OURS)
     (line,) = [x.message for x in caplog.records if "leaves taken" in x.message]
     assert "new: head/bias, head/kernel; left: embedding/mask" in line
+
+
+def test_a_body_that_heard_is_taken(tmp_path):
+    file = tmp_path / records.WEIGHTS
+    told = train.make(config.override(pretrain.get_config("task=fsdd,smoke"), TINY))
+    weights.save(file, found := told.init(3).theta, digest="0" * 16)
+    start = dict(transfer_speech.rows())["pretrained"] | {"train.pretrained": str(file)}
+    made = train.make(config.override(transfer_speech.get_config("smoke"), TINY | start))
+    theta, found = (weights.leaves(weights.fold(x)) for x in (made.init(0).theta, found))
+    body = theta.keys() - {"head/kernel", "head/bias"}
+    assert body == {name for name in found if not name.startswith("head/")} - {"embedding/mask"}
+    for name in body:
+        np.testing.assert_array_equal(theta[name], found[name])
 
 
 def test_more_of_the_same_takes_all_of_it(pretrained):

@@ -17,6 +17,7 @@ import numpy as np
 from tinyattn import registry
 from tinyattn.tasks import Asked, Source, Split, Task, _asked, _speech, _steps
 from tinyattn.tasks._cache import Prepared, prepared
+from tinyattn.tasks._labelled import few
 from tinyattn.tasks._texts import splits
 
 DATASET = "fsdd"
@@ -34,6 +35,7 @@ class Config:
       broken: What becomes of a recording that cannot be read or is silent: `drop`, and say so, or `raise`.
       time_mask: Augmentation: up to so many frames in a row are masked, at another place each time.
       mel_mask: Augmentation: up to so many bands side by side are masked.
+      train_examples: Of the training split, stratified and always the same; 0 is all.
     """
 
     mels: int = 40
@@ -41,6 +43,7 @@ class Config:
     broken: str = "drop"
     time_mask: int = 0
     mel_mask: int = 0
+    train_examples: int = 0
 
     def __post_init__(self):
         if self.broken not in _steps.BROKEN:
@@ -56,6 +59,8 @@ class Config:
             if not least <= getattr(self, name) <= most:
                 value = getattr(self, name)
                 raise ValueError(f"task.{name}={value} must be {least} to {most}")
+        if self.train_examples < 0:
+            raise ValueError(f"task.train_examples={self.train_examples} must not be negative")
 
 
 def load(config: Config, source: Source) -> Task:
@@ -70,6 +75,8 @@ def load(config: Config, source: Source) -> Task:
             "validation": known[known[TAKE] < VALIDATION],
             "test": frames["test"],
         }
+        if config.train_examples:
+            parts = few(parts, LABEL, config.train_examples)
         arrays = {}
         for split, part in parts.items():
             heard = _heard(part[AUDIO], split, config, said)

@@ -1,0 +1,34 @@
+"""What pretraining without labels is worth where labels are few: ten recordings a digit.
+
+    python -m experiments.train  --config=configs/pretrain.py:task=fsdd --workdir=runs/pretrain_fsdd
+    python -m experiments.ablate --config=configs/ablations/transfer_speech.py --workdir=runs/from_speech
+
+Pretraining tells hidden frames of all training recordings without their labels, once for all seeds; the
+rows learn from 100 of them. The dataset is found as `configs/fsdd.py` says.
+"""
+
+import ml_collections
+
+from configs import fsdd
+
+PRETRAINED = "runs/pretrain_fsdd"
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The base of all rows.
+
+    Args:
+      arg: As of `configs/fsdd.py`.
+    """
+    config = fsdd.get_config(arg)
+    config.seeds = tuple(range(8))
+    if config.train.steps > 20:  # no smoke
+        config.task.train_examples = 100
+        config.train.update(steps=600, batch_size=32, eval_every=300)
+        config.optim.warmup_steps = 50
+    return config
+
+
+def rows():
+    yield "from scratch", {}
+    yield "pretrained", {"train.pretrained": PRETRAINED}
