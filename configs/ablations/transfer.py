@@ -12,11 +12,12 @@ requests), then about a minute a run: from scratch 61.63 ± 0.87% of the test sp
 70.40 ± 0.58%, +8.76 ± 0.95 points paired by seed (n=6, 95% t intervals; sign-flip p=0.031). Logistic
 regression on the same words has 63.9%.
 
-Both rows are trained alike. Of the validation split one seed from scratch has 70.4% at this learning rate and
-at half of it, and 68.1% with a tokeniser of the labelled requests alone (600 steps of 64); pretrained it has
-78.0% and 76.8%. Hidden words of that split have a loss of 3.23 at step 2,000 of pretraining and of 2.26 at
-the last. With 2,000 steps in all, and in fine-tuning rows that texts share, a label at the first token of
-each, the gain was 0.59 ± 0.93 points (n=8); which of the two it was is not measured.
+Both rows are trained alike. Of the validation split one seed from scratch has 70.4% at this learning
+rate and at half of it, and 68.1% with a tokeniser of the labelled requests alone (600 steps of 64);
+pretrained it has 78.0% and 76.8%. Hidden words of that split have a loss of 3.23 at step 2,000 of
+pretraining and of 2.26 at the last. With 2,000 steps in all, and in fine-tuning rows that texts share,
+a label at the first token of each, the gain was 0.59 ± 0.93 points (n=8); which of the two it was is
+not measured.
 """
 
 import ml_collections
