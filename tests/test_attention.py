@@ -545,17 +545,23 @@ class Learned(NamedTuple):
     grads: Any
 
 
+def trained_under(module, config):
+    """No mask at the first setting, and all kinds at once at others."""
+    if is_first(module, config):
+        return Mask()
+    # A token that others look up to sees two keys at least, or its query had no gradient.
+    hidden = opened(module, valid=np.arange(T) != 5, ids=np.arange(T) // 8)
+    return together(module, ("causal", "window")) & hidden
+
+
 @functools.cache
 def learned(module, config):
-    """By one program: without a mask at a variant's first setting, and under all kinds at once at others.
+    """By one program.
 
     At the first setting params are those the module starts with, but for kernels; at others all are
     NumPy's, for drawing them is half of the program.
     """
-    first = is_first(module, config)
-    # A token that others look up to sees two keys at least, or its query had no gradient.
-    hidden = opened(module, valid=np.arange(T) != 5, ids=np.arange(T) // 8)
-    mask = Mask() if first else together(module, ("causal", "window")) & hidden
+    first, mask = is_first(module, config), trained_under(module, config)
     x, y = inputs_of_width(N * H, 0), inputs_of_width(N * H, 1)
     draw = np.random.default_rng(1)
 
@@ -614,7 +620,8 @@ def test_module_projects_attends_and_projects_back(case):
         return (x @ params[name]["kernel"] + params[name]["bias"]).reshape(B, T, count, width)
 
     given = {"query": project("query", N), "key": project("key", K), "value": project("value", K)}
-    mixed = np.asarray(exact(module, config, given)[0]).reshape(B, T, N * width)
+    mixed = exact(module, config, given, trained_under(module, config))[0]
+    mixed = np.asarray(mixed).reshape(B, T, N * width)
     want = mixed @ params["out"]["kernel"] + params["out"]["bias"]
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
 
