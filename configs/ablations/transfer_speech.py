@@ -5,6 +5,10 @@
 
 Pretraining tells hidden frames of all training recordings without their labels, once for all seeds; the
 rows learn from 100 of them. The dataset is found as `configs/fsdd.py` says.
+
+No table of it is kept yet, and no gain is shown: of the 300 recordings of the validation split one seed has
+79.0% from scratch and 81.0% pretrained. Hidden frames of that split have a squared error of 0.146.
+Pretraining took 2 minutes on two CPU cores that other work shared, a run about one.
 """
 
 import ml_collections
