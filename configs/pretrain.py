@@ -7,7 +7,8 @@
 
 The second command trains another head on the same body, with the same tokeniser: without it ids would mean
 something else, which is refused. Images and speech have no tokeniser. What is taken and what is new is said
-at the start. `configs/ablations/transfer.py` measures what it gains, `transfer_images.py` what of images.
+at the start. `configs/ablations/transfer.py` measures what it gains, `transfer_images.py` and
+`transfer_speech.py` beside it what of images and of speech.
 """
 
 import ml_collections

@@ -1,5 +1,6 @@
 """One token after another: what is kept between them, and the same numbers as of all tokens at once."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -69,10 +70,8 @@ def start(model: Transformer, params: Any, B: int, capacity: int, **given) -> St
     crossed = _Crossing(stack).apply({"params": params["decoder"]}, memory)
     state = state._replace(crossed=crossed, valid=memory.mask.key_valid)
     if config.pointer:
-        given_ids = given["inputs"], state.valid
-        state = state._replace(
-            pointed=_Pointed(config).apply({"params": params}, tokens, *given_ids)
-        )
+        read = tokens, given["inputs"], state.valid
+        state = state._replace(pointed=_Apply(config, pointed).apply({"params": params}, *read))
     return state
 
 
@@ -99,8 +98,8 @@ def step(
     shared = table if config.shared_table else None
     x, state = _Step(stack).apply({"params": own}, ids, state, active, shared)
     tied = table if config.tied_head else None
-    logits = _Head(config).apply({"params": params}, x[:, None], tied, state.pointed)
-    return logits[:, 0], state
+    head = _Apply(config, logits)
+    return head.apply({"params": params}, x[:, None], tied, state.pointed)[:, 0], state
 
 
 def check_decodes(config: Config, capacity: int) -> None:
@@ -189,23 +188,13 @@ class _Step(nn.Module):
         return x[:, 0], state._replace(layers=tuple(layers), length=state.length + active)
 
 
-class _Pointed(nn.Module):
-    """What a pointer picks from, by the parameters of a `Transformer`."""
+class _Apply(nn.Module):
+    """A function of the config and of arrays, by the parameters of a `Transformer`."""
 
     config: Config
+    function: Callable
 
     @nn.compact
     @activations.of_config
-    def __call__(self, tokens, ids, valid):
-        return pointed(self.config, tokens, ids, valid)
-
-
-class _Head(nn.Module):
-    """Logits, by the parameters of a `Transformer`."""
-
-    config: Config
-
-    @nn.compact
-    @activations.of_config
-    def __call__(self, x, table, to):
-        return logits(self.config, x, table, to)
+    def __call__(self, *arrays):
+        return self.function(self.config, *arrays)
