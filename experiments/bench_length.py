@@ -6,6 +6,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -31,9 +33,10 @@ def shapes() -> tuple[int, ...]:
 
 
 def measure(T: int) -> dict:
-    """Seconds and peak bytes of each mechanism at T tokens, one example in float32, causal if it can be.
+    """Seconds and peak bytes of each mechanism at T tokens, in float32, causal if it can be.
 
-    One that fails, as for want of memory, loses its cell.
+    Each device has an example, as in a training step: threads that share the small products of one would
+    mostly wait for each other. One that fails, as for want of memory, loses its cell.
     """
     result = {"suite": "length", "T": T, "N": HEADS, "H": WIDTH, "variants": {}}
     cells = result["variants"]
@@ -62,12 +65,17 @@ def names() -> list[str]:
 
 
 def program(name: str, T: int, both: bool) -> tuple[Side, int | None]:
-    """Forward alone or with gradients: what runs it, and its peak bytes."""
+    """Forward alone or with gradients, an example a device: what runs it, and its peak bytes of one."""
     module, config = attention.build(attention.spec(name, num_heads=HEADS, **FIELDS.get(name, {})))
     mask = masks.causal() if "causal" in module.SUPPORTS else Mask()
     rng = np.random.default_rng(0)
-    shapes = attention.shapes(module, config, D=HEADS * WIDTH, B=1, T=T)
+    B = jax.device_count()
+    one, shapes = (attention.shapes(module, config, D=HEADS * WIDTH, B=b, T=T) for b in (1, B))
     inputs = {n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()}
+    mesh = jax.make_mesh((B,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    # Some take parameters too, which all examples have.
+    given = {n: P() if s == one[n] else P("data") for n, s in shapes.items()}
+    inputs = {n: jax.device_put(x, NamedSharding(mesh, given[n])) for n, x in inputs.items()}
 
     def forward(inputs):
         return module.attend(config, **inputs, mask=mask)
@@ -76,7 +84,11 @@ def program(name: str, T: int, both: bool) -> tuple[Side, int | None]:
         out, pull = jax.vjp(forward, inputs)
         return out, pull(out)
 
-    compiled = jax.jit(backward if both else forward).lower(inputs).compile()
+    function = backward if both else forward
+    split = jax.shard_map(
+        function, mesh=mesh, in_specs=(given,), out_specs=P("data"), check_vma=False
+    )
+    compiled = jax.jit(split).lower(inputs).compile()
     return side(functools.partial(compiled, inputs)), cost.peak_bytes(compiled)
 
 
@@ -132,10 +144,10 @@ def table(results: list[dict]) -> str:
             if "failed" in r["variants"][name][direction]
         ]
     notes = (
-        f"One example, {HEADS} heads of {WIDTH}, float32, causal where that is honoured, default fields"
-        f" but {FIELDS}. Exponents of the growth from {first:,} to {last:,} tokens: of the FLOPs declared,"
-        f" of seconds forward and with gradients, of peak bytes with gradients. Milliseconds and ratios:"
-        f" forward / with gradients; median over rounds in which all take turns."
+        f"One example a core, {HEADS} heads of {WIDTH}, float32, causal where that is honoured, default"
+        f" fields but {FIELDS}. Exponents of the growth from {first:,} to {last:,} tokens: of the FLOPs"
+        f" declared, of seconds forward and with gradients, of peak bytes with gradients. Milliseconds"
+        f" and ratios: forward / with gradients; median over rounds in which all take turns."
         f" {results[0]['device']}."
     )
     if reasons:
