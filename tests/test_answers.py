@@ -1,5 +1,7 @@
 """Texts answered by texts: prefixes and labels, references, lead words, and what a trained run writes."""
 
+import collections
+
 import numpy as np
 import pytest
 from fake_data import TEXT, answers, serving, write
@@ -36,6 +38,33 @@ def test_a_prefix_is_its_labels_one_token_later(name):
     assert task.train.key_valid.any(0).all() and task.train.prefix.shape[1] == how.length
     texts = [how.text(row[row >= 0]) for row in task.test.labels]
     assert texts == [f"The te dog {i % 7} and {i}" for i in range(10)]
+
+
+def test_packed_rows_have_every_pair_once_but_for_those_to_be_written():
+    alone, packed = loaded("multi30k"), loaded("multi30k", pack=80)
+    assert packed.test.segment_ids is None and packed.writing.length == alone.writing.length
+    np.testing.assert_array_equal(packed.test.prefix, alone.test.prefix)
+    for split in ("train", "validation"):
+        wanted, rows = (getattr(task, split) for task in (alone, packed))
+        assert len(rows.labels) < len(wanted.labels) / 2
+        found = collections.Counter()
+        for row in range(len(rows.labels)):
+            for segment in set(rows.segment_ids[row]):
+                here, there = (
+                    ids[row] == segment for ids in (rows.segment_ids, rows.prefix_segments)
+                )
+                there &= rows.labels[row] >= 0
+                found[
+                    tuple(rows.inputs[row][here & rows.key_valid[row]]),
+                    tuple(rows.prefix[row][there]),
+                    tuple(rows.labels[row][there]),
+                ] += 1
+        assert found == collections.Counter(
+            (tuple(read[valid]), tuple(prefix[labels >= 0]), tuple(labels[labels >= 0]))
+            for read, valid, prefix, labels in zip(
+                wanted.inputs, wanted.key_valid, wanted.prefix, wanted.labels, strict=True
+            )
+        )
 
 
 def test_what_is_too_long_has_no_end_and_is_counted():
@@ -85,7 +114,6 @@ def test_metrics_by_hand():
         ({"source": "fr"}, "task.source='fr'; Valid names: de, en"),
         ({"target_length": 1}, "task.target_length=1 must be at least 2"),
         ({"beams": 0}, "task.beams=0 must be at least 1"),
-        ({"pack": 64}, "task.pack=64: answers are of one text a row"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, message):

@@ -30,10 +30,10 @@ def draw(made):
     return jax.tree.map(lambda x: 0.5 * rng.standard_normal(x.shape).astype(np.float32), like)
 
 
-def unpacked(x):
-    """[2, T, ...] as a text a row, [5, LONGEST, ...], zeros behind it."""
-    rows = np.zeros((len(PIECES), LONGEST, *x.shape[2:]), x.dtype)
-    for i, (b, first, end) in enumerate(PIECES):
+def unpacked(x, pieces=PIECES, longest=LONGEST):
+    """[2, T, ...] as a text a row, [5, longest, ...], zeros behind it."""
+    rows = np.zeros((len(pieces), longest, *x.shape[2:]), x.dtype)
+    for i, (b, first, end) in enumerate(pieces):
         rows[i, : end - first] = x[b, first:end]
     return rows
 
@@ -67,6 +67,48 @@ def test_packed_equals_unpacked(name, changes):
     # Without segments they are one text.
     mixed = jax.jit(made.apply)({"params": params}, IDS, VALID, types)
     assert np.abs(mixed - packed)[VALID].max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"positions": "learned", "norm_place": "post"}, {"positions": "rotary", "pointer": True}],
+)
+def test_packed_texts_with_answers_equal_unpacked(changes):
+    """Which are of another length than what they answer, and in rows of another width."""
+    sizes = {"decoder_layers": 1, "num_layers": 1, "num_classes": V, "token_types": 0}
+    sizes |= {"shared_table": True, "tied_head": True}
+    sizes |= {f"{x}_attention": attention.spec("dense", num_heads=N) for x in ("decoder", "cross")}
+    made, rng = build("dense", **sizes | changes), np.random.default_rng(2)
+    answered = np.array([[3] * 2 + [1] * 5 + [7] * 1, [2] * 3 + [5] * 4 + [0] * 1])
+    pieces = [(0, 0, 2), (0, 2, 7), (0, 7, 8), (1, 0, 3), (1, 3, 7)]
+    prefix, weight = rng.integers(0, V, (2, 8)), rng.standard_normal((2, 8, V)).astype(np.float32)
+    weight *= (answered > 0)[..., None]
+    given = {"inputs": IDS, "key_valid": VALID, "prefix": prefix}
+    packed_given = {**given, "segment_ids": SEGMENTS, "prefix_segments": answered}
+    like = jax.eval_shape(lambda: made.init(jax.random.PRNGKey(0), **given))["params"]
+    params = jax.tree.map(lambda x: 0.5 * rng.standard_normal(x.shape).astype(np.float32), like)
+
+    @jax.jit
+    def run(given, weight):
+        def loss(params):
+            out = made.apply({"params": params}, **given)
+            return (jnp.sin(out) * weight).sum(), out
+
+        (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return out, grads
+
+    def apart(x):
+        return unpacked(x, pieces, 5)
+
+    packed, grads = run(packed_given, weight)
+    alone = {"inputs": unpacked(IDS), "key_valid": unpacked(VALID), "prefix": apart(prefix)}
+    wanted, wanted_grads = run(alone, apart(weight))
+    kept = apart(answered > 0)
+    close = {"atol": 2e-5, "rtol": 2e-5}
+    np.testing.assert_allclose(apart(np.asarray(packed))[kept], wanted[kept], **close)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), grads, wanted_grads)
+    # Without segments they are one text and its answer.
+    assert np.abs(run(given, weight)[0] - packed)[answered > 0].max() > 1e-2
 
 
 def test_positions_restart_with_each_run():

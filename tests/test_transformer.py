@@ -169,5 +169,9 @@ def test_a_prefix_is_given_where_it_is_read():
         jax.eval_shape(lambda: build().init(RNG, ids))
     with pytest.raises(ValueError, match="a prefix is given"):
         jax.eval_shape(lambda: build(decoder_layers=0).init(RNG, ids, prefix=ids))
-    with pytest.raises(ValueError, match="segment_ids pack texts of tokens"):
+    with pytest.raises(ValueError, match="decoder_layers=1 give both or neither"):
         jax.eval_shape(lambda: build().init(RNG, ids, prefix=ids, segment_ids=ids))
+    with pytest.raises(ValueError, match="decoder_layers=1 give both or neither"):
+        jax.eval_shape(lambda: build().init(RNG, ids, prefix=ids, prefix_segments=ids))
+    with pytest.raises(ValueError, match="decoder_layers=0 give no prefix_segments"):
+        jax.eval_shape(lambda: build(decoder_layers=0).init(RNG, ids, prefix_segments=ids))

@@ -72,6 +72,34 @@ def check(config: Any) -> None:
         _check_decoder(config)
 
 
+def check_given(config: Any, segment_ids, prefix, prefix_segments, at) -> None:
+    """Refuses arrays that the config has no place for, or that want others beside them."""
+    if (prefix is None) == bool(config.decoder_layers):
+        raise ValueError(
+            f"model.decoder_layers={config.decoder_layers} and"
+            f" {'no prefix is' if prefix is None else 'a prefix is'} given: a decoder reads a prefix,"
+            f" and nothing else does"
+        )
+    if at is not None and (config.decoder_layers or config.pool != "none"):
+        raise ValueError(
+            f"places are given whose outputs are asked for: model.pool={config.pool!r} and"
+            f" model.decoder_layers={config.decoder_layers} have no output for each token read; set"
+            f" pool='none' and decoder_layers=0"
+        )
+    answered = segment_ids is not None and bool(config.decoder_layers)
+    if answered != (prefix_segments is not None):
+        raise ValueError(
+            f"segment_ids and prefix_segments tell texts and their answers apart: with"
+            f" model.decoder_layers={config.decoder_layers} give"
+            f" {'both or neither' if config.decoder_layers else 'no prefix_segments'}"
+        )
+    if segment_ids is not None and (config.pool != "none" or config.inputs != "tokens"):
+        raise ValueError(
+            f"segment_ids pack texts of tokens into a row that has an output for each: model.inputs="
+            f"{config.inputs!r} and model.pool={config.pool!r} have not; give one text a row"
+        )
+
+
 def _check_inputs(config: Any) -> None:
     if config.inputs == "tokens" and config.vocab_size < 1:
         raise ValueError(f"model.vocab_size={config.vocab_size}: tokens need a vocabulary")

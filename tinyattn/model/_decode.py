@@ -16,7 +16,14 @@ from tinyattn.model._layers import Block, LayerState, Memory
 from tinyattn.model._layout import REUSE, maker, mixers
 from tinyattn.model._norm import norm
 from tinyattn.model._pointer import Pointed, pointed
-from tinyattn.model._transformer import Transformer, logits, mask, position_bias, table_path
+from tinyattn.model._transformer import (
+    Transformer,
+    logits,
+    mask,
+    memory_mask,
+    position_bias,
+    table_path,
+)
 
 
 class State(NamedTuple):
@@ -66,11 +73,11 @@ def start(model: Transformer, params: Any, B: int, capacity: int, **given) -> St
     if not config.decoder_layers:
         return state
     tokens = Transformer(encoder(config)).apply({"params": params}, **given)
-    memory = Memory(tokens, Mask(key_valid=mask(config, given.get("key_valid")).key_valid))
+    memory = Memory(tokens, memory_mask(mask(config, given.get("key_valid"))))
     crossed = _Crossing(stack).apply({"params": params["decoder"]}, memory)
     state = state._replace(crossed=crossed, valid=memory.mask.key_valid)
     if config.pointer:
-        read = tokens, given["inputs"], state.valid
+        read = tokens, given["inputs"], memory.mask
         state = state._replace(pointed=_Apply(config, pointed).apply({"params": params}, *read))
     return state
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tinyattn.masks import Mask
 from tinyattn.model._config import Config
-from tinyattn.model._embedding import dense
+from tinyattn.model._embedding import dense, restarts
 
 
 class Pointed(NamedTuple):
@@ -21,19 +22,21 @@ class Pointed(NamedTuple):
     Attributes:
       keys: [B, S, D].
       ids: int [B, S], what stands at each place.
-      valid: bool [B, S], which places may be picked; None is all.
+      mask: Which places may be picked.
     """
 
     keys: jax.Array
     ids: jax.Array
-    valid: jax.Array | None
+    mask: Mask
 
 
-def pointed(config: Config, tokens: jax.Array, ids: jax.Array, valid) -> Pointed:
+def pointed(config: Config, tokens: jax.Array, ids: jax.Array, mask: Mask) -> Pointed:
     """What is made once of the encoder's tokens [B, S, D], by parameters of the module that calls."""
     before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    for _, segment_ids in mask.segments:
+        before = jnp.where(restarts(segment_ids)[..., None] == 0, 0.0, before)
     both = jnp.concatenate([tokens, before], axis=-1)
-    return Pointed(dense(config, config.width, "pointer_key", both), ids, valid)
+    return Pointed(dense(config, config.width, "pointer_key", both), ids, mask)
 
 
 def mixed(config: Config, logits: jax.Array, x: jax.Array, to: Pointed) -> jax.Array:
@@ -49,10 +52,11 @@ def mixed(config: Config, logits: jax.Array, x: jax.Array, to: Pointed) -> jax.A
     switch = dense(config, 1, "pointer_switch", x).astype(jnp.float32)
     scores = jnp.einsum("btd,bsd->bts", query, to.keys, preferred_element_type=jnp.float32)
     scores /= config.width**0.5
-    valid = jnp.ones_like(to.ids, bool) if to.valid is None else to.valid
+    valid = jnp.ones_like(to.ids, bool) if to.mask.key_valid is None else to.mask.key_valid
+    seen = to.mask.dense(*scores.shape[1:])
     # Where there is no place at all the vocabulary is left, and scores are finite lest NaN comes back.
-    switch = jnp.where(valid.any(-1)[:, None, None], switch, jnp.inf)
-    share = jax.nn.softmax(jnp.where(valid[:, None], scores, jnp.finfo(jnp.float32).min))
+    switch = jnp.where(seen.any(-1, keepdims=True), switch, jnp.inf)
+    share = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min))
     same = (to.ids[:, :, None] == to.ids[:, None, :]) & valid[:, None]
     # Of an id that stands at several places the sum, given to the first of them.
     of_id = jnp.einsum("bus,bts->but", same.astype(jnp.float32), share)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from tinyattn import activations, affine, attention, axes, biases, masks, weights
 from tinyattn.masks import Mask
+from tinyattn.model._checks import check_given
 from tinyattn.model._config import Config, decoder, length
 from tinyattn.model._embedding import Embedding, dense, restarts
 from tinyattn.model._layers import Block, Memory, Mixed, dropout, pool
@@ -34,6 +35,7 @@ class Transformer(nn.Module):
         *,
         segment_ids=None,
         prefix=None,
+        prefix_segments=None,
         masked=None,
         at=None,
         memory: Memory | None = None,
@@ -59,6 +61,7 @@ class Transformer(nn.Module):
           segment_ids: int [B, T]: several texts packed into a row, each a run of equal ids, which do not
             see each other and whose positions count from 0; None is one text.
           prefix: int [B, P], the ids that the decoder reads.
+          prefix_segments: int [B, P], of which segment a token of the prefix is an answer's.
           masked: bool [B, T], which tokens, patches or frames are hidden; None is none.
           at: int [B, A], 0 to T - 1, the tokens whose outputs are asked for; None is all.
           memory: What the layers of a decoder attend to, [B, S, D].
@@ -70,7 +73,7 @@ class Transformer(nn.Module):
             token types, segments, masked tokens or places that the config has no place for.
         """
         config = self.config
-        _check_given(config, segment_ids, prefix, at)
+        check_given(config, segment_ids, prefix, prefix_segments, at)
         seen = mask(config, key_valid, segment_ids, length(config, inputs))
         rngs, batch = (None,) * 3, None
         if rng is not None:
@@ -95,15 +98,16 @@ class Transformer(nn.Module):
         if config.decoder_layers:
             made = Transformer(decoder(config), name="decoder")
             shared = self._table("embedding") if config.shared_table else None
-            memory = Memory(x, Mask(key_valid=seen.key_valid))
-            out = made(prefix, rng=rngs[2], auxiliary=auxiliary, memory=memory, table=shared)
+            memory = Memory(x, memory_mask(seen, segment_ids, prefix_segments))
+            own = {"segment_ids": prefix_segments, "memory": memory, "table": shared}
+            out = made(prefix, rng=rngs[2], auxiliary=auxiliary, **own)
             if auxiliary:
                 out, losses = out[0], _sum([losses, out[1]])
         if config.pooler:
             out = jnp.tanh(dense(config, config.width, "pooler", out))
         if config.num_classes:
             tied = self._table(*table_path(config)) if config.tied_head else None
-            to = pointed(config, x, inputs, seen.key_valid) if config.pointer else None
+            to = pointed(config, x, inputs, memory.mask) if config.pointer else None
             out = logits(config, out, tied, to)
         return (out, losses) if auxiliary else out
 
@@ -187,29 +191,6 @@ def table_path(config: Config) -> tuple[str, ...]:
     return ("decoder", "embedding") if apart else ("embedding",)
 
 
-def _check_given(config: Config, segment_ids, prefix, at) -> None:
-    if (prefix is None) == bool(config.decoder_layers):
-        raise ValueError(
-            f"model.decoder_layers={config.decoder_layers} and"
-            f" {'no prefix is' if prefix is None else 'a prefix is'} given: a decoder reads a prefix,"
-            f" and nothing else does"
-        )
-    if at is not None and (config.decoder_layers or config.pool != "none"):
-        raise ValueError(
-            f"places are given whose outputs are asked for: model.pool={config.pool!r} and"
-            f" model.decoder_layers={config.decoder_layers} have no output for each token read; set"
-            f" pool='none' and decoder_layers=0"
-        )
-    if segment_ids is None:
-        return
-    if config.decoder_layers or config.pool != "none" or config.inputs != "tokens":
-        raise ValueError(
-            f"segment_ids pack texts of tokens into a row that has an output for each: model.inputs="
-            f"{config.inputs!r}, model.pool={config.pool!r} and"
-            f" model.decoder_layers={config.decoder_layers} have not; give one text a row"
-        )
-
-
 def _sum(losses: list) -> jax.Array | None:
     own = [loss for loss in losses if loss is not None]
     return sum(own) if own else None
@@ -227,6 +208,12 @@ def _mean_loss(variant, fields, heads, mask: Mask, valid) -> jax.Array | None:
     if not hasattr(variant, "auxiliary"):
         return None
     return pool(variant.auxiliary(fields, **heads, mask=mask)[..., None], valid, "mean")[:, 0]
+
+
+def memory_mask(seen: Mask, segment_ids=None, prefix_segments=None) -> Mask:
+    """What a decoder sees of an encoder's tokens, whose own mask is `seen`."""
+    own = masks.segments(prefix_segments, segment_ids) if segment_ids is not None else Mask()
+    return own & Mask(key_valid=seen.key_valid)
 
 
 def mask(config: Config, key_valid: jax.Array | None, segment_ids=None, T: int = 0) -> Mask:

@@ -58,6 +58,7 @@ class Split(NamedTuple):
       token_types: int32 [n, T], such as 0 for the first text of a pair and 1 for the second; None is 0.
       segment_ids: int32 [n, T], which text of several packed into a row a token belongs to; None is one.
       prefix: int32 [n, P], what a decoder reads, token for token before its label; None without one.
+      prefix_segments: int32 [n, P], for which text of several a token of the prefix is; None is one.
       masked: bool [n, T], the tokens in whose place a model sees its mask embedding; None is none.
       at: int32 [n, A], the tokens whose outputs are asked for; None is all.
       targets: float32, in the shape of the labels and [features], what is to be predicted where a label is
@@ -70,6 +71,7 @@ class Split(NamedTuple):
     token_types: np.ndarray | None = None
     segment_ids: np.ndarray | None = None
     prefix: np.ndarray | None = None
+    prefix_segments: np.ndarray | None = None
     masked: np.ndarray | None = None
     at: np.ndarray | None = None
     targets: np.ndarray | None = None

@@ -40,7 +40,22 @@ def pack(arrays: Arrays, length: int) -> dict[str, np.ndarray]:
       length: Of a packed row.
     """
     lengths = arrays["key_valid"].sum(1)
-    shared = rows(lengths, length)
+    return _filled(arrays, lengths, rows(lengths, length), length)
+
+
+def pack_pairs(read: Arrays, written: Arrays, length: int, width: int) -> tuple[dict, dict]:
+    """The same of pairs of texts, the first of a row of `length` tokens and the second of one of `width`.
+
+    Both have the same rows and `segment_ids`. `width` must have room for the longest text that is written.
+    """
+    n, m = (x["key_valid"].sum(1) for x in (read, written))
+    # A pair takes the share of a row that the longer of its two shares is.
+    shared = rows(np.maximum(n, -(-m * length // width)), length)
+    return _filled(read, n, shared, length), _filled(written, m, shared, width)
+
+
+def _filled(arrays: Arrays, lengths: np.ndarray, shared: list[list[int]], length: int) -> dict:
+    """The first `lengths` tokens of texts, in rows of `length` that those of `shared` share."""
     made = {
         name: np.full((len(shared), length, *x.shape[2:]), EMPTY.get(name, 0), x.dtype)
         for name, x in arrays.items()

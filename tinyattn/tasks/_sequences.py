@@ -8,7 +8,18 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from tinyattn.tasks import Asked, Metric, Task, Writing, _asked, _metrics, _steps, _texts, _tokens
+from tinyattn.tasks import (
+    Asked,
+    Metric,
+    Task,
+    Writing,
+    _asked,
+    _metrics,
+    _pack,
+    _steps,
+    _texts,
+    _tokens,
+)
 from tinyattn.tasks._cache import Prepared, prepared
 from tinyattn.tasks._source import Dataset
 
@@ -34,8 +45,6 @@ class Sequences(_texts.Texts):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.pack:
-            raise ValueError(f"task.pack={self.pack}: answers are of one text a row; set it to 0")
         if self.target_length < 2:
             raise ValueError(f"task.target_length={self.target_length} must be at least 2")
         if self.beams < 1 or self.length_penalty < 0:
@@ -97,13 +106,19 @@ def answer(
             for column, rows in zip((source, target), pair, strict=True):
                 what = f"{column}: cut off at {rows.ids.shape[1]} tokens"
                 said.say("length", split, what, frames[split].index[rows.cut])
-            read, written = pair
-            arrays |= {
-                f"{split}/inputs": read.ids,
-                f"{split}/key_valid": read.key_valid,
-                f"{split}/prefix": written.ids,
-                f"{split}/labels": following(written, end),
-            }
+            if split == "train" and config.pack:  # tokens that answers take beside those of a row
+                total = [int(rows.key_valid.sum()) for rows in pair]
+                width = max(-(-config.pack * total[1] // total[0]), lengths[1])
+            read, written = (
+                {name: rows.ids, "key_valid": rows.key_valid}
+                for name, rows in zip(("inputs", "prefix"), pair, strict=True)
+            )
+            written["labels"] = following(pair[1], end)
+            if config.pack and split != "test":
+                read, written = _pack.pack_pairs(read, written, config.pack, width)
+                written["prefix_segments"] = written.pop("segment_ids")
+            del written["key_valid"]  # what is behind an answer is seen by none of its tokens
+            arrays |= {f"{split}/{name}": x for name, x in (read | written).items()}
         test = frames["test"]
         kept = {"sources": test[source].tolist(), "references": list(map(list, test["references"]))}
         n = [len(text.split()) for text in train[target]]
@@ -132,7 +147,7 @@ def answer(
         baselines=baselines,
         files={_tokens.FILE: found.files[_tokens.FILE]},
         told={"dataset": dataset, "fingerprint": fingerprint, **found.told},
-        writing=_writing(config, tokenizer, parts["train"].prefix.shape[1]),
+        writing=_writing(config, tokenizer, parts["test"].prefix.shape[1]),
         judge=lambda answers: score(answers, kept["references"]),
         headline=metric,
     )

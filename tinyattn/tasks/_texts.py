@@ -22,7 +22,8 @@ class Texts(_tokens.Tokens):
     Attributes:
       steps: Names of the steps of preparation, in order; see `tinyattn.tasks._steps`.
       pack: Tokens of a row that several short texts share, told apart by `segment_ids`, the label of each
-        at its first token, so that `model.pool` is "none"; 0 is a row a text, for any other pool.
+        at its first token, so that `model.pool` is "none"; 0 is a row a text, for any other pool. Of texts
+        with answers these share a row as well, but for those of the test split, which are to be written.
       broken: What becomes of rows without a text or a valid label: `drop`, and say so, or `raise`.
       token_dropout: Augmentation: share of a training text's tokens that are `[UNK]`, others each time.
       token_swap: Augmentation: share of a training text's tokens that change places with the next.

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from tinyattn import cost, model, weights
+from tinyattn.tasks import Task
 from tinyattn.train._config import removed
 from tinyattn.train._step import Program, State
 
@@ -79,9 +80,9 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
     batch = jax.tree.map(lambda x: x[:B], program.task.train)
     training = cost.count(program.step, state, batch).products
     config = ahead.model.config
-    T = model.length(config, batch.inputs)
     # With padding, allowed pairs differ between examples: the mean over the test split.
     test = program.task.test
+    T = model.length(config, test.inputs)
     mask = model.mask(config, test.key_valid, test.segment_ids, T)
     P = 0 if test.prefix is None else test.prefix.shape[1]
     unneeded = model.unneeded_flops(config, T, mask, P)
@@ -90,7 +91,7 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
         "useful_flops": _whole(ahead.flops.products - unneeded),
         "executed_flops": ahead.flops.products,
         "elementwise_ops": ahead.flops.elementwise,
-        "training_flops": _whole(training / B),
+        "training_flops": _whole(training / B / _examples(program.task)),
         "compiler_flops": cost.compiler_flops(ahead.compiled),
         "params": sizes.params,
         "trainable_params": sizes.trainable,
@@ -98,6 +99,14 @@ def costs(program: Program, state: State, ahead: Forward) -> dict[str, float | i
         "decode_state_bytes": model.state_bytes(config, T, P),
         "peak_activation_bytes": cost.peak_bytes(ahead.compiled),
     }
+
+
+def _examples(task: Task) -> float:
+    """How many examples, as the test split has them, a row of the training split holds in the mean."""
+    packed = task.train.segment_ids
+    if packed is None or task.test.segment_ids is not None:
+        return 1
+    return float((packed.max(1) + 1).mean())
 
 
 def _whole(x: float) -> float | int:

@@ -11,6 +11,10 @@ SCORES = 1 << 17
 # Most parts of the queries under a band, of SHORT queries at least: each is a program to compile. Four of a
 # causal mask leave 5/8 of the pairs, eight would leave 9/16.
 PARTS = 4
+# Queries of a block that reads a window, and what its keys are a multiple of, from four times as many on:
+# products of other sizes are up to a quarter slower, and for few keys the others would cost more.
+BESIDE = 64
+WHOLE = 16
 # On other devices, where a block is of all items: 16 MB, so that memory grows with the keys alone.
 WIDE_SCORES = 1 << 22
 
@@ -44,9 +48,15 @@ def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
 def beside(window: int) -> int:
     """Queries of a block that reads a window's keys beside their own; more is more pairs outside it.
 
-    As many; on a CPU no more than have large enough products, of which blocks of 64 to 256 are alike.
+    As many; on a CPU no more than have large enough products.
     """
-    return min(window, SHORT) if jax.default_backend() == "cpu" else window
+    return min(window, BESIDE) if jax.default_backend() == "cpu" else window
+
+
+def behind(lookback: int, others: int) -> int:
+    """Keys before a block that it reads, of which it sees the last `lookback`, beside `others`."""
+    keys = lookback + others
+    return lookback if keys < 4 * WHOLE else lookback + -keys % WHOLE
 
 
 def parts(T: int, S: int, mask: Mask) -> list[tuple[slice, slice]]:

@@ -35,6 +35,7 @@ from tinyattn.attention._core.layout import (
     queries_of,
     tokens_of,
 )
+from tinyattn.attention._core.plan import behind as behind
 from tinyattn.attention._core.plan import beside as beside
 from tinyattn.attention._core.plan import pairs as pairs
 from tinyattn.attention._core.plan import parts, plan

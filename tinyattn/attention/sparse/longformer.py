@@ -108,7 +108,8 @@ def _local(config: Config, mask: Mask, T: int) -> tuple[_pattern.Part, ...]:
         return ()
     C = min(config.block or softmax.beside(config.window), T - G)
     band = mask & masks.window(config.window)
-    behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
+    ahead = min(band.lookahead, T - 1)
+    behind = softmax.behind(min(band.lookback, T - 1), C + ahead)
     first = np.arange(G, T, C)[:, None]
     runs = (_pattern.Run(first - behind, behind + C + ahead, Near(config.window, G)),)
     if G:

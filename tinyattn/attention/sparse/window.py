@@ -68,7 +68,8 @@ def plan(config: Config, mask: Mask, T: int) -> Plan:
     """Blocks for T positions that lie side by side; one dense block where that is no more work."""
     C = min(config.block or softmax.beside(config.window), T)
     band = mask & masks.window(config.window)
-    behind, ahead = min(band.lookback, T - 1), min(band.lookahead, T - 1)
+    ahead = min(band.lookahead, T - 1)
+    behind = softmax.behind(min(band.lookback, T - 1), C + ahead)
     blocks = -(-T // C)
     if blocks * C * (behind + C + ahead) >= softmax.pairs(T, T, band):
         return Plan(1, T, 0, 0)
