@@ -19,6 +19,9 @@ from tinyattn.masks import Mask
 
 SECONDS = 4.0  # of sampling for each length and direction
 LENGTHS = (256, 2048, 8192, 16384)
+# Tokens of a program of the dense core that takes turns at every length: a machine is not equally fast all
+# the time, and growth is read off seconds as multiples of its.
+YARDSTICK = 2048
 HEADS, WIDTH = 4, 32
 # Fields other than the defaults, where the mechanism is measured at a size that is asked for.
 FIELDS = {"window": {"window": 256}, "linformer": {"length": max(LENGTHS)}}
@@ -38,7 +41,7 @@ def measure(T: int) -> dict:
     Each device has an example, as in a training step: threads that share the small products of one would
     mostly wait for each other. One that fails, as for want of memory, loses its cell.
     """
-    result = {"suite": "length", "T": T, "N": HEADS, "H": WIDTH, "variants": {}}
+    result = {"suite": "length", "T": T, "N": HEADS, "H": WIDTH, "variants": {}, "yardstick": {}}
     cells = result["variants"]
     for direction in DIRECTIONS:
         sides = {}
@@ -49,9 +52,11 @@ def measure(T: int) -> dict:
             except Exception as error:
                 cell["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 print(f"{name} at T={T}, {direction}: {cell['failed']}", file=sys.stderr)
-        seconds = rounds([s.run for s in sides.values()], SECONDS)
-        seconds /= np.array([[s.calls] for s in sides.values()])
-        for name, own in zip(sides, seconds, strict=True):
+        yardstick = program("dense", YARDSTICK, direction == "both")[0]
+        turns = [*sides.values(), yardstick]
+        seconds = rounds([s.run for s in turns], SECONDS) / np.array([[s.calls] for s in turns])
+        result["yardstick"][direction] = float(np.median(seconds[-1]))
+        for name, own in zip(sides, seconds, strict=False):
             cells[name][direction]["seconds"] = float(np.median(own))
             dense = seconds[list(sides).index("dense")] if "dense" in sides else np.nan
             cells[name][direction]["dense_over_it"] = Sample.of(dense / own)._asdict()
@@ -96,6 +101,8 @@ def slope(results: list[dict], name: str, direction: str, key: str) -> float:
     """The exponent of the growth from the second length to the last; the first is too short to tell."""
     first, last = _ends(results)
     values = [r["variants"][name][direction].get(key, np.nan) for r in (first, last)]
+    if key == "seconds":
+        values = [x / r["yardstick"][direction] for x, r in zip(values, (first, last), strict=True)]
     return _exponent(*values, first["T"], last["T"])
 
 
@@ -146,7 +153,8 @@ def table(results: list[dict]) -> str:
     notes = (
         f"One example a core, {HEADS} heads of {WIDTH}, float32, causal where that is honoured, default"
         f" fields but {FIELDS}. Exponents of the growth from {first:,} to {last:,} tokens: of the FLOPs"
-        f" declared, of seconds forward and with gradients, of peak bytes with gradients. Milliseconds"
+        f" declared; of seconds forward and with gradients, as multiples of those of `dense` at"
+        f" {YARDSTICK:,} tokens, which took turns at both; of peak bytes with gradients. Milliseconds"
         f" and ratios: forward / with gradients; median over rounds in which all take turns."
         f" {results[0]['device']}."
     )

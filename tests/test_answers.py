@@ -146,6 +146,7 @@ def run(tmp_path_factory):
     tiny = {"width": 16, "num_layers": 1, "decoder_layers": 1, "ffn_width": 16, "dropout": 0.0}
     sizes = {"vocab_size": 400, "num_classes": 400}
     changes = {f"model.{name}": value for name, value in (tiny | sizes).items()}
+    # Rows of several pairs are trained on.
     changes |= {f"task.{name}": value for name, value in SMALL.items()} | {"task.beams": 2}
     base = config.override(
         base, changes | {"train.steps": 4, "optim.warmup_steps": 1, "train.eval_every": 0}

@@ -93,7 +93,8 @@ def test_normalisation(name, before, behind):
     found, said = after(name, train=[(before, 0), (None, 1)], test=[(before, 1)])
     assert found["test"] == [(behind, 1)] and found["train"][0] == (behind, 0) and said == []
     # The same for a text that somebody asks about.
-    assert _steps.normalise(before, (name, "missing", "duplicates", "dedupe"), COLUMNS) == behind
+    steps = (name, "missing", "duplicates", "dedupe")
+    assert _steps.normalise([before, "", before], steps) == [behind, "", behind]
 
 
 def test_a_fork_s_own_step(monkeypatch):

@@ -4,7 +4,7 @@
     python -m experiments.ablate --config=configs/ablations/translation.py:task=aeslc --workdir=runs/aeslc
 
 The datasets are found as `configs/answers.py` says. The decoder attends densely in every row; schemes store
-the weights of both.
+the weights of both. A row a text, for linear attention tells no texts of one row apart.
 """
 
 from configs import answers
@@ -15,6 +15,6 @@ __all__ = ["get_config", "rows"]
 
 def get_config(arg=None):
     """The base of all rows."""
-    config = answers.get_config(arg)
+    config = answers.get_config(f"{arg or ''},alone")
     config.seeds = (0, 1, 2)
     return config

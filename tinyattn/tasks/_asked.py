@@ -26,12 +26,10 @@ def texts(config: Any, files: Mapping[str, str], *lines: Sequence[str]) -> _toke
       ValueError: A text is empty, or longer than the model reads.
     """
     tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
-    columns, made = _steps.Columns(("text",)), []
+    made = []
     for part in lines:
-        for number, line in enumerate(part, 1):
-            if not line.strip():
-                raise ValueError(f"line {number} is empty; give a text")
-        made.append([_steps.normalise(line, config.steps, columns) for line in part])
+        check_there(part)
+        made.append(_steps.normalise(part, config.steps))
     rows = _tokens.encode(tokenizer, *made, length=config.length)
     if len(rows.cut):
         number = int(rows.cut[0])
@@ -42,6 +40,13 @@ def texts(config: Any, files: Mapping[str, str], *lines: Sequence[str]) -> _toke
             f" or train with more task.length"
         )
     return rows
+
+
+def check_there(lines: Sequence[str]) -> None:
+    """Refuses a line that has no text."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(f"line {number} is empty; give a text")
 
 
 def columns(lines: Sequence[str], what: str) -> list[tuple[str, ...]]:

@@ -87,9 +87,8 @@ def asked(config: Language, files: Mapping[str, str], lines: Sequence[str]) -> A
       ValueError: A text is empty.
     """
     tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
-    columns, rows = _steps.Columns((TEXT,)), []
-    for number, line in enumerate(lines, 1):
-        (ids,) = _tokens.ids(tokenizer, [_steps.normalise(line, config.steps, columns)], SPECIALS)
+    rows, texts = [], _steps.normalise(lines, config.steps)
+    for number, ids in enumerate(_tokens.ids(tokenizer, texts, SPECIALS), 1):
         if not len(ids):
             raise ValueError(f"line {number} is empty; give the beginning of a text")
         # What lies farther back than a row was never seen in training.

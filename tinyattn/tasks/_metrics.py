@@ -23,6 +23,7 @@ class Metric(NamedTuple):
 ACCURACY = Metric("accuracy")
 LOSS = Metric("loss", higher=False, percent=False)
 PERPLEXITY = Metric("perplexity", higher=False, percent=False)
+ROUGE = ("rouge1", "rouge2", "rougeL")
 PEARSON = Metric("pearson", percent=False)
 
 
@@ -124,10 +125,14 @@ def rouge(written: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
       written: A text for each example.
       references: One or more for each.
     """
+    return dict(zip(ROUGE, rouge_of_each(written, references).mean(0).tolist(), strict=True))
+
+
+def rouge_of_each(written: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """The same of every text, float64 [n, 3]."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    kinds = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(list(kinds), use_stemmer=True)
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
     pairs = zip(written, references, strict=True)
     found = [scorer.score_multi(list(texts), text) for text, texts in pairs]
-    return {kind: float(np.mean([one[kind].fmeasure for one in found])) for kind in kinds}
+    return np.array([[one[kind].fmeasure for kind in ROUGE] for one in found])

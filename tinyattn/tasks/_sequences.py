@@ -83,11 +83,8 @@ def answer(
 
     def make() -> Prepared:
         said = _steps.Told(config.broken)
-        texts = {split: _texts_of(x, source, target) for split, x in data.frames().items()}
-        texts = Dataset({split: datasets.Dataset.from_pandas(x) for split, x in texts.items()})
-        frames = _texts.clean(
-            config, dataset, texts, _steps.Columns((source, target), read=(source,)), said
-        )
+        columns = _steps.Columns((source, target), read=(source,))
+        frames = _texts.clean(config, dataset, joined(data, source, target), columns, said)
         train = frames["train"]
         tokenizer = _tokens.train(config, [*train[source], *train[target]])
         end = tokenizer.token_to_id(_tokens.SEPARATOR)
@@ -120,9 +117,8 @@ def answer(
             del written["key_valid"]  # what is behind an answer is seen by none of its tokens
             arrays |= {f"{split}/{name}": x for name, x in (read | written).items()}
         test = frames["test"]
-        kept = {"sources": test[source].tolist(), "references": list(map(list, test["references"]))}
-        n = [len(text.split()) for text in train[target]]
-        kept["lead"] = round(float(np.median(n)))
+        kept = {"references": list(map(list, test["references"]))}
+        kept["lead"] = first_words(test[source], train[target]) if lead else []
         files = {_tokens.FILE: tokenizer.to_str(), REFERENCES: json.dumps(kept)}
         return Prepared(arrays, files, {"prepared": said.lines})
 
@@ -133,8 +129,7 @@ def answer(
     parts = _texts.splits(found)
 
     def baselines() -> dict[str, float]:
-        first = [" ".join(x.split()[: kept["lead"]]) for x in kept["sources"]]
-        return score(first, kept["references"]) if lead else {}
+        return score(kept["lead"], kept["references"]) if lead else {}
 
     return Task(
         **parts,
@@ -182,8 +177,8 @@ def following(rows: _tokens.Encoded, end: int) -> np.ndarray:
     return labels
 
 
-def _texts_of(frame: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
-    """Columns of plain texts, and of the references of each row."""
+def joined(data: Dataset, source: str, target: str) -> Dataset:
+    """Rows with plain texts in both columns, and in others the `parts` and the `references` of each."""
 
     def several(x):
         return isinstance(x, list | np.ndarray)
@@ -191,14 +186,25 @@ def _texts_of(frame: pd.DataFrame, source: str, target: str) -> pd.DataFrame:
     def all_of(x):
         return [str(y) for y in x] if several(x) else [x]
 
-    references = frame[target].map(all_of)
-    return pd.DataFrame(
-        {
-            source: frame[source].map(lambda x: " ".join(all_of(x)) if several(x) else x),
-            target: references.map(lambda texts: texts[0] if texts else None),
-            "references": references,
-        }
-    )
+    def texts(frame: pd.DataFrame) -> pd.DataFrame:
+        references = frame[target].map(all_of)
+        return pd.DataFrame(
+            {
+                source: frame[source].map(lambda x: " ".join(all_of(x)) if several(x) else x),
+                target: references.map(lambda texts: texts[0] if texts else None),
+                "parts": frame[source].map(all_of),
+                "references": references,
+            }
+        )
+
+    frames = {split: texts(frame) for split, frame in data.frames().items()}
+    return Dataset({split: datasets.Dataset.from_pandas(x) for split, x in frames.items()})
+
+
+def first_words(sources: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Of every source the first words, as many as targets have in the median."""
+    n = round(float(np.median([len(text.split()) for text in targets])))
+    return [" ".join(text.split()[:n]) for text in sources]
 
 
 def _spelled(tokenizer: _tokens.Tokenizer) -> Callable[[Sequence[int]], str]:

@@ -188,11 +188,10 @@ def step(name: str) -> Callable[[Frames, Columns, Told], None]:
     return STEPS[name]
 
 
-def normalise(text: str, names: Sequence[str], columns: Columns) -> str:
-    """One text as the steps leave it, for answering about new ones."""
-    frame = pd.DataFrame({columns.texts[0]: [text]})
+def normalise(texts: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Texts as the steps leave them that drop none, for answering about new ones."""
+    frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
     frames = {"train": frame[:0], "test": frame}
-    only = Columns(columns.texts[:1], empty=True)
     for name in names:
-        step(name)(frames, only, Told("drop"))
-    return frames["test"][columns.texts[0]].iloc[0]
+        step(name)(frames, Columns(("text",), empty=True), Told("drop"))
+    return frames["test"]["text"].tolist()

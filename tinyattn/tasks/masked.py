@@ -77,7 +77,7 @@ def asked(config: Config, files: Mapping[str, str], lines: Sequence[str]) -> Ask
     tokenizer = _tokens.Tokenizer.from_str(files[_tokens.FILE])
     size, first = tokenizer.get_vocab_size(), len(_tokens.SPECIALS)
     # What the steps make of it is a token of its own; pieces of words have the space before them.
-    spelled = _steps.normalise(MASK, config.of.get("steps", ()), _steps.Columns(("text",)))
+    (spelled,) = _steps.normalise([MASK], config.of.get("steps", ()))
     mask = AddedToken(spelled, special=True, lstrip=config.of.get("tokenizer") == "bpe")
     tokenizer.add_special_tokens([mask])
     split = tasks.asked(config.of, {**files, _tokens.FILE: tokenizer.to_str()}, lines).split

@@ -139,11 +139,13 @@ def _shown(block: Block, s):
 
 
 def _powers(block: Block, s, shift):
+    """Powers of two of scores that are `_shown`."""
     p = exp2(s - shift)
     if block.poison is not None:
         # Not in the scores: a compiled maximum may lose a NaN.
         p = jnp.where(block.poison[:, None], jnp.nan, p)
-    return p if block.allowed is None else jnp.where(block.allowed, p, 0.0)
+    # The scores tell what is hidden: the mask again would be as much work as the exponential.
+    return p if block.allowed is None else jnp.where(s == FLOOR, 0.0, p)
 
 
 def _value_product(static, formula: str, x, y, axis: int = 1):

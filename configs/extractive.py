@@ -1,0 +1,34 @@
+"""Summaries by extraction: the sentence of an abstract that says best what the paper is about.
+
+    python -m experiments.train --config=configs/extractive.py --workdir=runs/extractive
+    printf 'Many have tried. We propose a parser. It is fast.\n' |
+        python -m experiments.predict --workdir=runs/extractive
+
+The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
+`--config.data.dir=DIRECTORY`.
+"""
+
+import ml_collections
+
+from configs import trec
+from tinyattn import tasks
+from tinyattn.config import parse_arg
+
+VOCABULARY, LENGTH = 4000, 320
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The run's config: that of `configs/trec.py`, and what differs.
+
+    Args:
+      arg: `attention=NAME` picks a variant; `smoke` runs a few steps.
+    """
+    config = trec.get_config(arg)
+    config.task = tasks.spec(
+        "scitldr_extractive", vocab_size=VOCABULARY, length=LENGTH, token_dropout=0.2
+    )
+    # ROUGE-1, 2 and L are expected of every sentence.
+    config.model.update(vocab_size=VOCABULARY, num_classes=3, max_length=LENGTH, token_types=2)
+    if not parse_arg(arg, attention="dense", smoke=False).smoke:
+        config.train.update(batch_size=16, steps=1500, eval_every=250)
+    return config
