@@ -100,10 +100,14 @@ def program(name: str, T: int, both: bool) -> tuple[Side, int | None]:
 def slope(results: list[dict], name: str, direction: str, key: str) -> float:
     """The exponent of the growth from the second length to the last; the first is too short to tell."""
     first, last = _ends(results)
-    values = [r["variants"][name][direction].get(key, np.nan) for r in (first, last)]
-    if key == "seconds":
-        values = [x / r["yardstick"][direction] for x, r in zip(values, (first, last), strict=True)]
+    values = (_value(r, name, direction, key) for r in (first, last))
     return _exponent(*values, first["T"], last["T"])
+
+
+def _value(result: dict, name: str, direction: str, key: str) -> float:
+    """Peak bytes, or seconds as a multiple of the yardstick's; NaN where it was not measured."""
+    value = result["variants"][name][direction].get(key, np.nan)
+    return value / result["yardstick"][direction] if key == "seconds" else value
 
 
 def _ends(results: list[dict]) -> tuple[dict, dict]:
@@ -176,25 +180,24 @@ def _pair(cells: dict, value, form: str) -> str:
 
 
 def figure(results: list[dict]) -> Figure:
-    """Seconds and peak bytes with gradients, by length, on logarithmic axes."""
+    """Time and peak bytes with gradients, by length, on logarithmic axes."""
     page = Figure(figsize=(10.0, 5.5), dpi=DPI, layout="constrained")
     FigureCanvasAgg(page)
     panels = page.subplots(1, 2)
     lengths = [r["T"] for r in results]
     last = results[-1]["variants"]
     order = sorted(last, key=lambda name: -last[name]["both"].get("seconds", np.inf))
-    for panel, key, label in zip(
-        panels, ("seconds", "peak_bytes"), ("seconds", "peak bytes"), strict=True
-    ):
+    titles = {"seconds": f"time over dense's at {YARDSTICK:,} tokens", "peak_bytes": "peak bytes"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
         for number, name in enumerate(order):
             style = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            values = [r["variants"][name]["both"].get(key, np.nan) for r in results]
+            values = [_value(r, name, "both", key) for r in results]
             wide = 2.5 if name == "dense" else 1.0
             panel.loglog(
                 lengths, values, color=style[0], marker=style[1], ms=4, lw=wide, label=name
             )
         panel.set_xlabel("tokens")
-        panel.set_title(f"{label}, forward and backward")
+        panel.set_title(f"{title}, forward and backward", fontsize=11)
         panel.set_xticks(lengths, [f"{T:,}" for T in lengths])
         panel.minorticks_off()
         panel.grid(alpha=0.3)

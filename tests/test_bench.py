@@ -179,6 +179,21 @@ def without_retention(name, T, both):
     return timing.side(lambda: sum(range(100))), 100
 
 
+def test_growth_is_told_apart_from_a_machine_that_slows_down():
+    """At the longer length all takes twice as long as it did, and what is quadratic eight times."""
+
+    def result(T, seconds, yardstick):
+        return {
+            "T": T,
+            "variants": {"dense": {"both": {"seconds": seconds, "peak_bytes": 2 * T}}},
+            "yardstick": {"both": yardstick},
+        }
+
+    results = [result(64, 1.0, 0.1), result(128, 2.0, 0.1), result(256, 16.0, 0.2)]
+    assert bench_length.slope(results, "dense", "both", "seconds") == pytest.approx(2.0)
+    assert bench_length.slope(results, "dense", "both", "peak_bytes") == pytest.approx(1.0)
+
+
 def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeypatch):
     monkeypatch.setattr(bench_length, "SECONDS", 0.0)
     monkeypatch.setattr(timing, "LEAST", 1)
@@ -187,6 +202,7 @@ def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeyp
     results = [bench_length.measure(T) | {"device": "cpu: a machine"} for T in (16, 32, 128)]
     assert all(tuple(r["variants"]) == names for r in results)
     assert results[0]["variants"]["dense"]["both"]["dense_over_it"]["median"] == 1.0
+    assert all(min(r["yardstick"].values()) > 0 for r in results)
     assert bench_length.claimed("dense", 1024, 8192) == 2.0
     assert bench_length.claimed("retention", 1024, 8192) == 1.0
     lines = bench_length.table(results).splitlines()

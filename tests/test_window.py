@@ -69,6 +69,21 @@ def test_work_grows_linearly(causal, dilation):
     assert useful == 2 * 24 * sum(rows)
 
 
+def test_keys_that_fill_up_whole_vectors_are_not_seen():
+    """Blocks of 40 queries see 79 keys, and 80 are read; of long windows more than the text is long."""
+    rng = np.random.default_rng(0)
+    for window_, length in ((40, 200), (40, 190), (90, 170)):
+        config = window.Config(num_heads=1, window=window_, block=40)
+        plan = window.plan(config, masks.causal(), length)
+        assert plan.blocks > 1 and (plan.behind + plan.C) % 16 == 0 and plan.behind >= window_
+        query, key, value = rng.standard_normal((3, 2, length, 1, 4)).astype(np.float32)
+        both = [
+            jax.jit(functools.partial(f, config))(query, key, value, masks.causal())
+            for f in (window.attend, window.reference)
+        ]
+        np.testing.assert_allclose(*both, atol=1e-5)
+
+
 @pytest.mark.parametrize("fields", [{"window": 0}, {"dilation": 0}, {"block": -1}])
 def test_illegal_sizes_are_named(fields):
     ((name, value),) = fields.items()

@@ -62,7 +62,7 @@ class Split(NamedTuple):
       masked: bool [n, T], the tokens in whose place a model sees its mask embedding; None is none.
       at: int32 [n, A], the tokens whose outputs are asked for; None is all.
       targets: float32, in the shape of the labels and [features], what is to be predicted where a label is
-        not negative; None where labels are classes.
+        not negative and may say which text it is of; None where labels are classes.
     """
 
     inputs: np.ndarray | tuple[np.ndarray, np.ndarray]
