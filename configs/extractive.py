@@ -6,7 +6,7 @@
 
 Three seeds, on two CPU cores that other work shared, 76 to 98 s each: ROUGE-1 41.5 ± 0.4%, ROUGE-2 20.8 ±
 0.4% and ROUGE-L 34.7 ± 0.3% of the test split (n=3, 95% t interval), where the first words of the abstract
-have 30.7%, 11.8% and 24.4%, and always the best sentence 47.8%, 27.3% and 41.8%.
+have 30.7%, 11.8% and 24.4%, and always the best sentence 47.9%, 27.4% and 41.9%.
 
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
