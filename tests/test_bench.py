@@ -196,6 +196,7 @@ def test_growth_is_told_apart_from_a_machine_that_slows_down():
 
 def test_the_length_suite_measures_every_mechanism_and_says_how_it_grows(monkeypatch):
     monkeypatch.setattr(bench_length, "SECONDS", 0.0)
+    monkeypatch.setattr(bench_length, "YARDSTICK", 32)
     monkeypatch.setattr(timing, "LEAST", 1)
     names = ("dense", "retention")
     monkeypatch.setattr(bench_length.attention, "names", lambda: names)
