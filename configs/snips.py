@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/snips.py --workdir=runs/snips
 
-Three seeds, on two CPU cores that other work shared, 25 to 55 s each: 97.0 ± 0.4% of the test split, macro F1
-97.0 ± 0.4% (n=3, 95% t interval); logistic regression on the same words has 96.6% of both.
+Three seeds, on two CPU cores that other work shared, 25 to 55 s each: 97.0 ± 0.4% of the test split, macro
+F1 97.0 ± 0.4% (n=3, 95% t interval); logistic regression on the same words has 96.6% of both.
 
 The dataset is not on the hub; give a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
