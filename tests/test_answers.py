@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import numpy as np
 import pytest
 from fake_data import TEXT, answers, serving, write
@@ -9,10 +10,14 @@ from fake_data import TEXT, answers, serving, write
 from configs import answers as answers_config
 from configs import digits
 from experiments import predict
-from tinyattn import config, records, sweep, tasks, weights
+from tinyattn import config, cost, records, sweep, tasks, train, weights
 from tinyattn.tasks import _metrics, _tokens
 
 SMALL = {"vocab_size": 400, "length": 40, "target_length": 32}
+TINY = {f"task.{name}": value for name, value in SMALL.items()}
+SIZES = {"width": 16, "num_layers": 1, "decoder_layers": 1, "ffn_width": 16, "dropout": 0.0}
+SIZES |= {"vocab_size": 400, "num_classes": 400}
+TINY |= {f"model.{name}": value for name, value in SIZES.items()}
 
 
 home = serving(answers)
@@ -65,6 +70,17 @@ def test_packed_rows_have_every_pair_once_but_for_those_to_be_written():
                 wanted.inputs, wanted.key_valid, wanted.prefix, wanted.labels, strict=True
             )
         )
+
+
+def test_what_training_costs_is_told_by_the_text():
+    """60 of them share fewer rows, which a step works on whole."""
+    changes = TINY | {"task.pack": 80, "train.batch_size": 1}
+    program = train.make(config.override(answers_config.get_config("smoke"), changes))
+    state, rows = program.init(0), len(program.task.train.labels)
+    batch = jax.tree.map(lambda x: x[:1], program.task.train)
+    step = cost.count(program.step, state, batch).products
+    found = train.costs(program, state, train.forward(program, state))["training_flops"]
+    assert rows < 30 and found == pytest.approx(step * rows / 60, rel=1e-6)
 
 
 def test_what_is_too_long_has_no_end_and_is_counted():
@@ -143,14 +159,9 @@ def test_no_text_of_the_test_split_is_trained_on_whatever_its_answer(tmp_path):
 def run(tmp_path_factory):
     """A table of one run that learns to write captions by heart."""
     base = answers_config.get_config("smoke")
-    tiny = {"width": 16, "num_layers": 1, "decoder_layers": 1, "ffn_width": 16, "dropout": 0.0}
-    sizes = {"vocab_size": 400, "num_classes": 400}
-    changes = {f"model.{name}": value for name, value in (tiny | sizes).items()}
     # Rows of several pairs are trained on.
-    changes |= {f"task.{name}": value for name, value in SMALL.items()} | {"task.beams": 2}
-    base = config.override(
-        base, changes | {"train.steps": 4, "optim.warmup_steps": 1, "train.eval_every": 0}
-    )
+    changes = {"task.beams": 2, "train.steps": 4, "optim.warmup_steps": 1, "train.eval_every": 0}
+    base = config.override(base, TINY | changes)
     workdir = tmp_path_factory.mktemp("run")
     return workdir, sweep.run_table(sweep.expand(base, [("captions", {})]), workdir)
 

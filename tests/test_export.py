@@ -6,20 +6,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from tiny import ENCODER
 
 from configs import digits
 from experiments import export
 from tinyattn import config, records, sweep, train, weights
 from tinyattn.weights import presets
 
-TINY = {
+TINY = ENCODER | {
     "seeds": (0,),
     "task.shift": 0,
     "model.patch": 4,
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
     "train.steps": 2,
     "train.batch_size": 16,
     "train.eval_every": 0,

@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pytest
 from fake_data import TEXT, serving, write
+from tiny import ENCODER
 
 from configs import extractive
 from experiments import predict
@@ -13,11 +14,7 @@ from tinyattn.tasks import scitldr_extractive
 SMALL = {"vocab_size": 400, "length": 24}
 # The third sentence is as good as its reference, the second has a word of it.
 READ = ["Many {0} tried.", "We try {1} too.", "It parses {0} fast {1}."]
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
+TINY = ENCODER | {
     "model.dropout": 0.0,
     "train.eval_every": 0,
     "optim.warmup_steps": 1,

@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_data import everything, serving
+from tiny import ENCODER
 
 from configs import pretrain
 from tinyattn import config, cost, model, tasks, train
 from tinyattn.tasks import Split, masked
 
-TINY = {
+TINY = ENCODER | {
     "model.width": 16,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
     "train.steps_per_dispatch": 1,
 }
 KINDS = {"tokens": "intents", "patches": "digits", "frames": "fsdd"}

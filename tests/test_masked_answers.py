@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 import scipy.special
 from fake_data import everything, serving
+from tiny import ENCODER
 
 from configs import pretrain
 from experiments import predict
 from tinyattn import config, records, tasks, train, weights
 from tinyattn.tasks import _tokens
 
-TINY = {
+TINY = ENCODER | {
     "model.width": 16,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
 }
 
 

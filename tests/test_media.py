@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from fake_data import everything, pictures, serving
 from PIL import Image
+from tiny import ENCODER
 
 from configs import chars as chars_config
 from configs import digits as digits_config
@@ -137,12 +138,7 @@ def test_other_rates_are_resampled():
     )
 
 
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
-}
+TINY = ENCODER
 
 
 def kept(file, folder, **changes):

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from fake_data import pictures, serving
 from PIL import Image
+from tiny import ENCODER
 
 from configs import multimodal
 from experiments import predict
@@ -19,11 +20,7 @@ DRAW = np.random.default_rng(0)
 IMAGES = DRAW.standard_normal((B, 4, 4, 1)).astype(np.float32)
 SOUNDS = DRAW.standard_normal((B, FRAMES, MELS)).astype(np.float32)
 VALID = np.arange(FRAMES) < np.array([[10], [5]])
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
+TINY = ENCODER | {
     "task.pairs": 1,
 }
 

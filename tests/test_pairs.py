@@ -5,17 +5,14 @@ import jax
 import numpy as np
 import pytest
 from fake_data import TEXT, glue, serving, write
+from tiny import ENCODER
 
 from configs import pairs as config_file
 from experiments import predict
 from tinyattn import config, records, sweep, tasks, train
 from tinyattn.tasks import _metrics, pairs
 
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
+TINY = ENCODER | {
     "model.dropout": 0.0,
     "train.steps": 4,
     "train.eval_every": 0,

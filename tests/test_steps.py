@@ -103,6 +103,16 @@ def test_a_fork_s_own_step(monkeypatch):
 
     monkeypatch.setattr("fake_data.shout", shout, raising=False)
     assert after("fake_data.shout", train=[("a", 0)])[0] == {"train": [("A", 0)]}
+
+    def shorten(frames, columns, told):
+        frames["test"] = frames["test"][1:]
+
+    # An answer would be another text's.
+    monkeypatch.setattr("fake_data.shorten", shorten, raising=False)
+    with pytest.raises(
+        ValueError, match=r"'fake_data.shorten' drops 1 of the 2 texts that are asked"
+    ):
+        _steps.normalise(["a", "b"], ("lower", "fake_data.shorten"))
     for name, message in (
         ("fake_data.whisper", "'fake_data.whisper' cannot be imported"),
         ("no.such", "'no.such' cannot be imported"),

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_data import TEXT, everything, serving, texts, write
+from tiny import ENCODER
 
 from configs import chars, intents, pairs, slots, sst2, trec, words
 from tinyattn import config, tasks, train
@@ -13,11 +14,7 @@ from tinyattn.tasks import slots as slots_task
 from tinyattn.tasks import words as words_task
 
 SPLITS = ("train", "validation", "test")
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
+TINY = ENCODER | {
     "model.dropout": 0.0,
     "train.steps_per_dispatch": 1,
 }

@@ -7,18 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import ENCODER
 
 from configs import digits
 from tinyattn import config, optim, tasks, train, weights
 from tinyattn.checkpoint import Checkpoints
 from tinyattn.train import _loop
 
-TINY = {
+TINY = ENCODER | {
     "model.patch": 4,
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
     "train.batch_size": 16,
     "train.steps": 12,
     "train.eval_every": 6,

@@ -8,17 +8,14 @@ import jax
 import numpy as np
 import pytest
 from fake_data import everything, served
+from tiny import ENCODER
 
 from configs import intents, pretrain, trec
 from configs.ablations import transfer, transfer_speech
 from tinyattn import config, records, sweep, tasks, train, weights
 from tinyattn.tasks import _tokens
 
-TINY = {
-    "model.width": 8,
-    "model.num_layers": 1,
-    "model.ffn_width": 8,
-    "model.attention.num_heads": 2,
+TINY = ENCODER | {
     "train.steps": 2,
     "train.eval_every": 0,
     "optim.warmup_steps": 1,

@@ -4,6 +4,7 @@ The numbers come of the raw bits of NumPy's Philox generator, whose stream never
 a config are the same on every machine and in every release.
 """
 
+import abc
 import dataclasses
 
 import datasets
@@ -20,7 +21,7 @@ BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generated:
-    """What a generated task's Config inherits; it adds `vocab_size` and `draw`.
+    """What a generated task's Config inherits.
 
     Attributes:
       train_examples: Of the training split.
@@ -41,15 +42,20 @@ class Generated:
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
 
-    def draw(self, bits: np.random.Philox, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and labels of n examples, int32 [n, T] each; a class is a token of the vocabulary."""
-        raise NotImplementedError
-
     def at_least(self, **least: int) -> None:
         """Refuses fields that are below these numbers."""
         for name, n in least.items():
             if getattr(self, name) < n:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {n}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn(Generated, abc.ABC):
+    """A generated task whose examples are drawn one like another; its Config adds `vocab_size` too."""
+
+    @abc.abstractmethod
+    def draw(self, bits: np.random.Philox, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and labels of n examples, int32 [n, T] each; a class is a token of the vocabulary."""
 
 
 def stream(config: Generated, split: str) -> np.random.Philox:
@@ -71,7 +77,7 @@ def distinct(bits: np.random.Philox, n: int, weights: np.ndarray, count: int) ->
     return np.argsort(-np.log(uniform) / weights, axis=1, kind="stable")[:, :count]
 
 
-def examples(config: Generated, split: str) -> tuple[np.ndarray, np.ndarray]:
+def examples(config: Drawn, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and labels of a split, int32 [n, T] each."""
     bits, n = stream(config, split), getattr(config, f"{split}_examples")
     blocks = [config.draw(bits, min(BLOCK, n - start)) for start in range(0, n, BLOCK)]
@@ -79,7 +85,7 @@ def examples(config: Generated, split: str) -> tuple[np.ndarray, np.ndarray]:
     return tokens, labels
 
 
-def dataset(config: Generated) -> datasets.DatasetDict:
+def dataset(config: Drawn) -> datasets.DatasetDict:
     """The splits as the hub would give them: `input_ids` and `labels`, [T] each."""
 
     def split(name):
@@ -91,7 +97,7 @@ def dataset(config: Generated) -> datasets.DatasetDict:
     return datasets.DatasetDict({name: split(name) for name in SPLITS})
 
 
-def load(config: Generated) -> Task:
+def load(config: Drawn) -> Task:
     """The splits in memory.
 
     Raises:

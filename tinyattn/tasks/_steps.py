@@ -189,9 +189,18 @@ def step(name: str) -> Callable[[Frames, Columns, Told], None]:
 
 
 def normalise(texts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Texts as the steps leave them that drop none, for answering about new ones."""
+    """Texts as the steps leave them, for answering about new ones.
+
+    Raises:
+      ValueError: A fork's own step drops one of them.
+    """
     frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
     frames = {"train": frame[:0], "test": frame}
     for name in names:
         step(name)(frames, Columns(("text",), empty=True), Told("drop"))
+        if len(frames["test"]) < len(texts):
+            raise ValueError(
+                f"the step {name!r} drops {len(texts) - len(frames['test'])} of the {len(texts)} texts that"
+                f" are asked about: give others, or let it drop rows of the train split alone"
+            )
     return frames["test"]["text"].tolist()

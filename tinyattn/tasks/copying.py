@@ -14,13 +14,13 @@ import dataclasses
 
 import numpy as np
 
-from tinyattn.tasks._generated import UNLABELLED, Generated, integers, load
+from tinyattn.tasks._generated import UNLABELLED, Drawn, integers, load
 
 __all__ = ["Config", "load"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Generated):
+class Config(Drawn):
     """
     Attributes:
       vocab_size: Tokens: 0 is the mark, letters are 1 to vocab_size - 1.

@@ -19,13 +19,13 @@ import dataclasses
 
 import numpy as np
 
-from tinyattn.tasks._generated import UNLABELLED, Generated, distinct, load
+from tinyattn.tasks._generated import UNLABELLED, Drawn, distinct, load
 
 __all__ = ["Config", "load"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Generated):
+class Config(Drawn):
     """
     Attributes:
       vocab_size: Tokens: 0 fills, keys are 1 to vocab_size // 2 - 1 and values the rest.

@@ -14,13 +14,13 @@ import dataclasses
 
 import numpy as np
 
-from tinyattn.tasks._generated import UNLABELLED, Generated, distinct, integers, load
+from tinyattn.tasks._generated import UNLABELLED, Drawn, distinct, integers, load
 
 __all__ = ["Config", "load"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Generated):
+class Config(Drawn):
     """
     Attributes:
       vocab_size: Tokens: 0 is noise, 1 the mark, letters are 2 to vocab_size - 1.

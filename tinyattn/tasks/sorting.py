@@ -13,13 +13,13 @@ import dataclasses
 
 import numpy as np
 
-from tinyattn.tasks._generated import Generated, integers, load
+from tinyattn.tasks._generated import Drawn, integers, load
 
 __all__ = ["Config", "load"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(Generated):
+class Config(Drawn):
     """
     Attributes:
       vocab_size: Tokens.
