@@ -8,7 +8,7 @@ from tiny import ENCODER
 
 from configs import extractive
 from experiments import predict
-from tinyattn import config, records, sweep, tasks
+from tinyattn import config, records, sweep, tasks, train
 from tinyattn.tasks import scitldr_extractive
 
 SMALL = {"vocab_size": 400, "length": 24}
@@ -99,6 +99,17 @@ def test_no_text_is_trained_on_that_the_test_split_has(tmp_path):
     write(tmp_path / "scitldr", "train", columns, {"source": lists, "target": lists})
     task = tasks.load(tasks.spec("scitldr_extractive", **SMALL), {"dir": str(tmp_path)})
     assert len(task.train.labels) == 2 and len(task.test.labels) == 20
+
+
+@pytest.mark.parametrize("kinds", [0, 2])
+def test_a_model_without_a_place_for_each_type_is_refused(kinds):
+    changes = {f"task.{name}": value for name, value in SMALL.items()}
+    changes |= {"model.vocab_size": 400, "model.token_types": kinds}
+    section = config.override(extractive.get_config("smoke"), TINY | changes)
+    with pytest.raises(
+        ValueError, match=f"model.token_types={kinds}, but the task's train .* has 5"
+    ):
+        train.make(section)
 
 
 def test_rows_are_not_packed():

@@ -121,7 +121,7 @@ def test_positions_restart_with_each_run():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("lsh", {}, "'lsh' cannot honour segments"),
+        ("lsh", {}, "'lsh' cannot honour segments.*give each text a row"),
         ("linear", {"causal": True}, "'linear' cannot honour segments"),
         ("dense", {"pool": "mean"}, "segment_ids pack texts of tokens into a row"),
     ],

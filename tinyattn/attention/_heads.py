@@ -98,9 +98,10 @@ def check(
             " keys come from another sequence"
         )
     if missing := sorted(asked - supports):
+        alone = ", or give each text a row of its own" if "segments" in missing else ""
         raise ValueError(
             f"attention {name.rsplit('.', 1)[-1]!r} cannot honour {', '.join(missing)}; it supports"
-            f" {', '.join(sorted(supports)) or 'no mask at all'}: choose another variant"
+            f" {', '.join(sorted(supports)) or 'no mask at all'}: choose another variant{alone}"
         )
 
 

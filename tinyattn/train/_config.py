@@ -130,6 +130,11 @@ def _check_labels(encoder: model.Config, name: str, split: Split) -> None:
             f"the task's {name} split hides some of {split.masked.shape[1]} tokens, and the model has {T}"
             f" of an example: set task.patch to the side of the model's, model.patch or 2**model.tokeniser"
         )
+    kinds = 0 if split.token_types is None else int(split.token_types.max()) + 1
+    if kinds > encoder.token_types:
+        raise ValueError(
+            f"model.token_types={encoder.token_types}, but the task's {name} split has {kinds}: raise it"
+        )
     if split.at is not None:
         T = split.at.shape[1]
     one_a_token = encoder.pool == "none"
