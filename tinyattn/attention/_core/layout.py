@@ -38,9 +38,14 @@ class Static:
         return max(self.S, *self.lengths, 0)
 
     @property
+    def streams(self) -> bool:
+        """Whether items go one after the other, not all in one batch."""
+        return streams(self.T, self.S)
+
+    @property
     def flat(self) -> bool:
         """Whether `over` is one loop, whose blocks cut what they need from the arrays of all items."""
-        return bool(self.lengths) and streams(self.S)
+        return bool(self.lengths) and self.streams
 
 
 def queries_of(static, x):
@@ -119,7 +124,7 @@ def over(static, one, own, blocks, like=()):
         sums, out = step(zeros(like), 0, tuple(x[0] for x in blocks))
         return sums, jax.tree.map(lambda x: x[None], out)
 
-    if streams(static.S):
+    if static.streams:
 
         def item(x):
             index, own, blocks, like = x

@@ -4,9 +4,10 @@ import jax
 
 from tinyattn.masks import Mask
 
-# On a CPU, up to this many keys all items go in one batched block; above, one item at a time.
+# On a CPU, up to this many queries and keys all items go in one batched block; above, one item at a time.
 SHORT = 128
-# Scores of a head in one block above SHORT: with their probabilities they fill the second-level cache.
+# Scores of a head in one block above SHORT: with their probabilities they fill the second-level cache. Of
+# fewer keys a block has no more queries than for SHORT: turned, they would lie too far apart for a cache.
 SCORES = 1 << 17
 # Most parts of the queries under a band, of SHORT queries at least: each is a program to compile. Four of a
 # causal mask leave 5/8 of the pairs, eight would leave 9/16.
@@ -19,9 +20,9 @@ WHOLE = 16
 WIDE_SCORES = 1 << 22
 
 
-def streams(S: int) -> bool:
+def streams(T: int, S: int) -> bool:
     """Whether `attend` goes item by item: a GPU has no use for work in small pieces."""
-    return S > SHORT and jax.default_backend() == "cpu"
+    return max(T, S) > SHORT and jax.default_backend() == "cpu"
 
 
 def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
@@ -36,7 +37,7 @@ def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
         blocks = -(-T // block)
         return blocks, -(-T // blocks)
     if jax.default_backend() == "cpu":
-        C = max(64, SCORES // S) if streams(S) else T
+        C = max(64, SCORES // max(S, SHORT)) if streams(T, S) else T
     else:
         C = max(128, WIDE_SCORES // S)
     blocks = -(-T // C)
@@ -61,7 +62,7 @@ def behind(lookback: int, others: int) -> int:
 
 def parts(T: int, S: int, mask: Mask) -> list[tuple[slice, slice]]:
     """Queries and the keys they are computed with: all, or for each part of them what the band reaches."""
-    count = min(PARTS, T // SHORT) if streams(S) else 1
+    count = min(PARTS, T // SHORT) if streams(T, S) else 1
     if count < 2 or (mask.lookback is None and mask.lookahead is None):
         return [(slice(0, T), slice(0, S))]
     found = []

@@ -193,7 +193,7 @@ def _attend_fwd(static, query, key, value, bias, sink, hidden):
     keys = keys_of(static, key), keys_of(static, value, turned=True)
     _, (out, lse) = over(static, one, (*keys, bias, sink), (queries_of(static, query),))
     shown = tokens_of(static, out), tokens_of(static, lse)[..., 0] * math.log(2)
-    kept = out if streams(static.S) else shown[0]
+    kept = out if static.streams else shown[0]
     return shown, (query, key, value, bias, sink, hidden, kept, lse)
 
 
@@ -203,7 +203,7 @@ def _attend_bwd(static, saved, cotangents):
     wide = jnp.promote_types(out.dtype, jnp.float32)
     # The gradient of a score is p (dp - dout·out), and p dlse more by way of the logarithm. XLA sums fast
     # over the width in place where blocks are items, and over the last axis where all are in one batch.
-    if streams(static.S):
+    if static.streams:
         dout, dlse = queries_of(static, dout), queries_of(static, dlse[..., None])
         delta = (out.astype(wide) * dout.astype(wide)).sum(2, keepdims=True) - dlse
     else:
