@@ -43,10 +43,10 @@ def core(name, length, mask=Mask(), **fields):
     return {n: w.executed for n, w in parts.items() if n not in ("query", "key", "value", "out")}
 
 
-def peak(module, config, length):
+def peak(module, config, length, mask=masks.causal()):
     """Bytes of a gradient at one example and one head."""
     x = jax.ShapeDtypeStruct((1, length, 1, H), jnp.float32)
-    loss = jax.grad(lambda *x: module.attend(config, *x, masks.causal()).sum(), (0, 1, 2))
+    loss = jax.grad(lambda *x: module.attend(config, *x, mask).sum(), (0, 1, 2))
     return cost.peak_bytes(jax.jit(loss).lower(x, x, x).compile())
 
 
@@ -71,9 +71,9 @@ def test_nystrom_converges_to_the_exact_pseudo_inverse():
 
     def error(iterations):
         config = nystrom.Config(num_heads=N, landmarks=3, iterations=iterations)
-        return np.abs(attend(nystrom, config, *inputs, Mask()) - want).max()
+        return np.abs(attend(nystrom, config, *inputs, Mask()) - want).max() / np.abs(want).max()
 
-    assert error(20) < 1e-3 < error(2)
+    assert error(20) < 5e-6 < 0.5 < error(2)
 
 
 def test_padding_anywhere_moves_no_landmark():
@@ -103,6 +103,15 @@ def test_nystrom_work_grows_linearly(length):
     m = 16
     total = sum(core("nystrom", length, landmarks=m).values())
     assert total == 2 * (8 * length * m * 4 + 4 * m * m * 4 + 6 * 8 * m**3)
+
+
+@pytest.mark.cpu  # where alone blocks are of few queries, if keys are few
+def test_nystrom_holds_no_table_of_queries_and_landmarks():
+    config, length = nystrom.Config(num_heads=1, landmarks=256, iterations=1), 8192
+    padded = masks.padding(np.arange(length)[None] < length - 5)
+    for mask in (Mask(), padded):
+        # A score is four bytes.
+        assert peak(nystrom, config, length, mask) < 4 * length * config.landmarks
 
 
 def test_the_best_key_of_each_query_by_hand():

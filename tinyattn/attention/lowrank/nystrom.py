@@ -14,11 +14,12 @@ Differs: runs are cut by the count of valid tokens, the same whatever padding su
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
-from tinyattn import attention
+from tinyattn import attention, masks
 from tinyattn.attention._core import softmax
 from tinyattn.attention.full import dense
 from tinyattn.masks import Mask
@@ -66,23 +67,21 @@ def attend(config: Config, query, key, value, mask: Mask) -> jax.Array:
     valid = jnp.broadcast_to(valid, (B, T))
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     key, value = (jnp.where(valid[..., None, None], x, 0).astype(dtype) for x in (key, value))
-    scaled = query.astype(dtype) / jnp.sqrt(H).astype(dtype)
+    query, like = query.astype(dtype), query.dtype
     runs = _runs(valid, m)
     held = jax.vmap(lambda run: jnp.bincount(run, length=m))(runs)
-    landmark_keys = attention.repeat_heads(_means(key, runs, held), N)
-    landmark_queries = _means(scaled, runs, held)
-    key, value = attention.repeat_heads(key, N), attention.repeat_heads(value, N)
-    tokens, landmarks = valid[:, None, None], (held > 0)[:, None, None]
+    mean_query, mean_key = _means(query, runs, held), _means(key, runs, held)
 
-    near = jnp.einsum("btnh,bmnh->bntm", scaled, landmark_keys)
-    core = jnp.einsum("blnh,bmnh->bnlm", landmark_queries, landmark_keys)
-    far = jnp.einsum("bmnh,bsnh->bnms", landmark_queries, key)
-    near, far = _softmax_over(near, landmarks), _softmax_over(far, tokens)
+    some = held > 0
+    scores = jnp.einsum("blnh,bmnh->bnlm", mean_query, attention.repeat_heads(mean_key, N))
     # An empty run is a row and a column of zeros, which the pseudo-inverse keeps.
-    core = jnp.where(landmarks.swapaxes(2, 3), _softmax_over(core, landmarks), 0)
-    mixed = jnp.einsum("bnms,bsnh->bnmh", far, value)
-    mixed = jnp.einsum("bnlm,bnmh->bnlh", _pseudo_inverse(core, config.iterations), mixed)
-    return jnp.einsum("bntm,bnmh->btnh", near, mixed).astype(query.dtype)
+    core = _softmax_over(scores / math.sqrt(H), some[:, None, None])
+    core = jnp.where(some[:, None, :, None], core, 0)
+    far = softmax.attend(mean_query, key, value, mask)
+    mixed = jnp.einsum("bnlm,bmnh->blnh", _pseudo_inverse(core, config.iterations), far)
+    # Without padding no run is empty. Query heads have values of their own by now, and keys in common.
+    full = mask if mask.key_valid is None else masks.padding(some)
+    return softmax.attend(query, mean_key, mixed, full).astype(like)
 
 
 def _runs(valid: jax.Array, m: int) -> jax.Array:
@@ -176,16 +175,17 @@ def flops(config: Config, mask: Mask, *, D: int, T: int, S: int) -> dict[str, at
         return {**parts, "scores": pairs, "mix": pairs}
     keys = float(mask.pairs(1, S).mean())
 
-    def work(tokens, seen, factor):
-        return attention.Work(2 * N * tokens * factor, 2 * N * seen * factor)
+    def work(executed, useful, factor):
+        return attention.Work(2 * N * executed * factor, 2 * N * useful * factor)
 
+    near, far = (softmax.pairs(T, m), T * m), (softmax.pairs(m, S, mask), m * keys)
     return {
         **parts,
-        "queries to landmarks": work(T, T, m * H),
-        "landmarks to landmarks": work(m, m, m * H),
-        "landmarks to keys": work(S, keys, m * H),
-        "values to landmarks": work(S, keys, m * H),
+        "queries to landmarks": work(*near, H),
+        "landmarks to landmarks": work(m * m, m * m, H),
+        "landmarks to keys": work(*far, H),
+        "values to landmarks": work(*far, H),
         "pseudo-inverse": work(4 * config.iterations, 4 * config.iterations, m**3),
-        "through the inverse": work(m, m, m * H),
-        "landmarks to outputs": work(T, T, m * H),
+        "through the inverse": work(m * m, m * m, H),
+        "landmarks to outputs": work(*near, H),
     }
