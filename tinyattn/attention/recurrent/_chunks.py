@@ -131,15 +131,15 @@ def chunked(query, key, value, log_decay=None, *, chunk: int, direct: Direct | N
 
 def _before(states, keep):
     """The state that each chunk starts from: what all chunks before it have left, [chunks, B, N, P, I]."""
-    # Not the inclusive sum less the chunk's own: that would let the future in through rounding.
-    if keep is None:
-        return jnp.cumsum(jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]]), axis=0)
-    keep = jnp.broadcast_to(keep, states.shape[:3])
 
+    # Not the inclusive sum less the chunk's own: that would let the future in through rounding. Nor a
+    # cumulative sum, which goes over all states as often as their number can be halved.
     def step(state, chunk):
         own, keep = chunk
-        return keep[..., None, None] * state + own, state
+        kept = state if keep is None else keep[..., None, None] * state
+        return kept + own, state
 
+    keep = None if keep is None else jnp.broadcast_to(keep, states.shape[:3])
     return jax.lax.scan(step, jnp.zeros_like(states[0]), (states, keep))[1]
 
 
@@ -152,8 +152,21 @@ def decays(log_decay):
     C = log_decay.shape[-1]
     lower = jnp.tril(jnp.ones((C, C), bool))
     steps = jnp.where(jnp.tril(lower, -1), log_decay[..., None], 0.0)
-    between = jnp.where(lower, jnp.exp(jnp.cumsum(steps, axis=-2)), 0.0)
+    between = jnp.where(lower, jnp.exp(_summed(steps)), 0.0)
     return between, jnp.exp(jnp.cumsum(log_decay, axis=-1))
+
+
+def _summed(steps):
+    """The sums of the rows [..., C, C] up to each."""
+    if jax.default_backend() != "cpu":
+        return jnp.cumsum(steps, axis=-2)
+
+    # Row by row each is read once. A cumulative sum reads all rows as often as their number can be halved.
+    def step(total, row):
+        return total + row, total + row
+
+    rows = jnp.moveaxis(steps, -2, 0)
+    return jnp.moveaxis(jax.lax.scan(step, jnp.zeros_like(rows[0]), rows)[1], 0, -2)
 
 
 def _steady(log_decay, C: int):
