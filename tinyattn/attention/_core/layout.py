@@ -141,19 +141,24 @@ def over(static, one, own, blocks, like=()):
     return sums, jax.tree.map(lambda x: x.swapaxes(0, 1), out)
 
 
-def contain(key, value):
+def contain(*arrays):
     """Keys and values without NaN and infinities, and where they were, bool [B, K, S].
 
     Zero times NaN is NaN, so they would reach queries that may not see them; a query that may gets NaN
     by its score.
+
+    Args:
+      *arrays: [B, S, K, H], keys, values and what else a token adds to a head.
+
+    Returns:
+      Each of them, and then where any was not finite.
     """
-    poison = poisoned(key, value)
+    poison = poisoned(*arrays)
     bad = poison.swapaxes(1, 2)[..., None]
-    key, value = (jnp.where(bad, 0.0, x) for x in (key, value))
-    return key, value, poison
+    return *(jnp.where(bad, 0.0, x) for x in arrays), poison
 
 
-def poisoned(key, value):
+def poisoned(*arrays):
     """Which keys or values are not finite, bool [B, K, S]."""
-    good = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
+    good = functools.reduce(jnp.logical_and, (jnp.isfinite(x).all(-1) for x in arrays))
     return ~good.swapaxes(1, 2)

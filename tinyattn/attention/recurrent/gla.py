@@ -73,9 +73,9 @@ def attend(config: Config, query, key, value, mask: Mask, gate) -> jax.Array:
     if size["S"] != size["T"]:
         raise ValueError(f"a state needs keys of the queries: T={size['T']}, S={size['S']}")
     # A gate that is not a number spoils the state as a key does.
-    both, value, poison = contain(jnp.concatenate([key, gate], axis=-1), value)
-    key, gate = jnp.split(both.astype(jnp.float32), 2, axis=-1)
-    query, value = query.astype(jnp.float32) * size["H"] ** -0.5, value.astype(jnp.float32)
+    *found, poison = contain(key, gate, value)
+    key, gate, value = (x.astype(jnp.float32) for x in found)
+    query = query.astype(jnp.float32) * size["H"] ** -0.5
     log_decay = _log_decays(config, gate)
     if mask.key_valid is not None:
         valid = mask.key_valid[:, :, None, None]

@@ -106,7 +106,7 @@ class _Index(NamedTuple):
 
 
 def _index(dtype, query, key, weight):
-    key, _, poison = contain(key, key)
+    key, poison = contain(key)
     return _Index(key.astype(dtype), poison), query.astype(dtype), weight.astype(dtype)
 
 
