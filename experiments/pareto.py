@@ -92,10 +92,11 @@ def figure(
         for x in (GUTTER, column - GUTTER):
             middle.plot(x, y, marker, color=colour, markersize=5, clip_on=False)
 
+    sign = 1 if summary["higher"].all() else -1
     for axis, cost in zip((left, right), columns(costs), strict=True):
         label = f"{heading(cost)}, log scale"
         axis.set(ylim=(bottom, top), xlabel=label, ylabel=title(summary)[0])
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{abs(y):g}"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{sign * y + 0.0:g}"))
         places = _draw_panel(axis, drawn, cost.key, SYMBOLS.get(cost.unit, ""), styles)
         edge = axis.get_xlim()[1 if axis is left else 0]
         bend = (0, GUTTER) if axis is left else (column, column - GUTTER)

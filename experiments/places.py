@@ -24,7 +24,9 @@ def score_range(drawn: pd.DataFrame) -> tuple[float, float]:
     collapse = means.median() - max(5 * (means.max() - means.median()), 10.0 * unit)
     means, halves = means[means >= collapse], halves[means >= collapse]
     room = max(means.max() - means.min(), 2.5 * np.nan_to_num(halves.median()), 0.5 * unit)
-    low = max((means - halves.fillna(0)).min(), means.min() - room)
+    # No share is less than nothing, whatever an interval of few seeds says.
+    worst = 0.0 if first["percent"] and first["higher"] else -np.inf
+    low = max((means - halves.fillna(0)).min(), means.min() - room, worst)
     high = min((means + halves.fillna(0)).max(), means.max() + room, best)
     margin = 0.06 * max(high - low, 0.5 * unit)
     return low - margin, high + margin

@@ -133,6 +133,20 @@ def test_a_collapsed_row_does_not_flatten_the_others():
     assert "↓ marks a row" in captions(page)
 
 
+def test_an_axis_has_no_negative_shares_and_shows_the_sign_of_other_scores():
+    runs = frame(dense=[0.9, 0.91, 0.9], lucky=[0.1, 0.9, 0.2])
+    low, high = pareto.figure(report.summarise(runs)).axes[0].get_ylim()
+    assert -10 < low < 0 and 100 < high < 110
+    for higher, told in ((True, ["−1", "0"]), (False, ["1", "0"])):
+        for field, value in (("name", "loss"), ("higher", higher), ("percent", False)):
+            runs[f"metric.{field}"] = value
+        runs["metrics.test_loss"] = [x if higher else -x for x in (-1.1, -1, -1, 0, 0.1, 0.1)]
+        axis = pareto.figure(report.summarise(runs)).axes[0]
+        shown = dict(zip(axis.get_yticks(), axis.get_yticklabels(), strict=True))
+        found = [shown[y].get_text().replace("-", "−") for y in (-1, 0)]
+        assert found == told
+
+
 def test_spreading_keeps_places_that_are_free():
     sizes = np.full(3, 1.0)
     np.testing.assert_allclose(places.spread([0.0, 2.0, 5.0], sizes, -9, 9), [0, 2, 5])
