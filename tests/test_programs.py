@@ -105,7 +105,7 @@ def whole(start, table, tmp_path_factory):
 def test_a_table_is_trained_printed_and_drawn(whole, table, start, tmp_path):
     workdir, out, err = whole
     made = {path.name for path in workdir.iterdir()}
-    assert made == {"runs", "results.jsonl", "table.md", "table.csv", "pareto.png"}
+    assert made == {".lock", "runs", "results.jsonl", "table.md", "table.csv", "pareto.png"}
     for share in records.load(workdir)["metrics.test_accuracy"]:
         assert f" {100 * share:.2f} " in out
     # A bar for the table and one for the run.

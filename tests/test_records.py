@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -102,6 +103,22 @@ def test_a_record_implies_its_arrays(tmp_path, monkeypatch):
         records.write(tmp_path, record("dense", 0), {"correct": np.ones(3, bool)})
     assert moved == ["test.npz"]
     assert records.read(tmp_path) is None
+
+
+def test_a_workdir_is_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "runs"
+    code = f"import time; from tinyattn import records\nwith records.alone({str(folder)!r}):"
+    code += "\n    print('in', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        refused = pytest.raises(ValueError, match="runs is in use by another process: wait for its")
+        with refused, records.alone(folder):
+            pass
+        # As a cluster ends a job that had its time.
+        other.kill()
+    for _ in range(2):
+        with records.alone(folder):
+            pass
 
 
 def test_gathered_lines_keep_their_order_and_load_flat(tmp_path):

@@ -4,6 +4,7 @@
     WORKDIR/runs/<digest>/test.npz       its arrays per test example, for paired tests
     WORKDIR/runs/<digest>/theta.safetensors    its weights, as `weights.save` writes them
     WORKDIR/results.jsonl                one line a row and seed, in the order of the table
+    WORKDIR/.lock                        held by the process that writes the others
 
 A file is there whole or not at all, however the process ends: each is written beside its place
 and moved into it. The JSON is strict: a number that is not finite is stored as null, which
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinyattn.records._alone import alone
 from tinyattn.records._environment import environment, revision
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = [
     "REQUIRED",
     "RESULTS",
     "WEIGHTS",
+    "alone",
     "arrays",
     "cache",
     "environment",

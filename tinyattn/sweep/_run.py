@@ -33,8 +33,15 @@ def run_table(table: list[Row], workdir: Path, watcher: Watcher | None = None) -
       table: From `expand`.
       workdir: Gets `runs/<digest>/` and `results.jsonl`; see `records`.
       watcher: Told of progress.
+
+    Raises:
+      ValueError: Another process is at work in the workdir.
     """
-    watcher = watcher or Watcher()
+    with records.alone(workdir):
+        return _run_table(table, workdir, watcher or Watcher())
+
+
+def _run_table(table: list[Row], workdir: Path, watcher: Watcher) -> list[dict]:
     runs = [run for row in table for run in row.runs]
     finished = {run.digest: records.read(records.run_dir(workdir, run.digest)) for run in runs}
 
