@@ -32,8 +32,12 @@ def exact(heads, logs):
     return out
 
 
-@pytest.mark.parametrize("form", ["chunked", "parallel"])
-def test_a_strong_decay_takes_no_digits_from_those_after_it(form):
+@pytest.mark.parametrize(
+    ("form", "backend"), [("chunked", "cpu"), ("chunked", "gpu"), ("parallel", "cpu")]
+)
+def test_a_strong_decay_takes_no_digits_from_those_after_it(form, backend, monkeypatch):
+    """Chunks have sums of their own on a CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     heads, logs = given()
     kwargs = {"chunk": C} if form == "chunked" else {}
     singles = [jnp.asarray(x, jnp.float32) for x in (*heads, logs)]
