@@ -121,6 +121,16 @@ def test_a_workdir_is_one_process_at_a_time(tmp_path):
             pass
 
 
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        refused = pytest.raises(
+            ValueError, match=r"is no directory that can be written .*give another"
+        )
+        with refused, records.alone(folder):
+            pass
+
+
 def test_gathered_lines_keep_their_order_and_load_flat(tmp_path):
     written = [record("window", 1), record("dense", 0), record("dense", 1, None)]
     path = records.gather(tmp_path, written)

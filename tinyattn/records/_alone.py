@@ -14,17 +14,21 @@ def alone(workdir: str | Path) -> Iterator[None]:
     """Keeps others out of a workdir, made where it is missing, until this process ends, however it does.
 
     Raises:
-        ValueError: another one is in it.
+        ValueError: another one is in it, or it cannot be written.
     """
     folder = Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / NAME, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise ValueError(
             f"{folder} is in use by another process: wait for its end, or give another --workdir;"
             f" if there is none, delete {folder / NAME}"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{folder} is no directory that can be written ({error.strerror}): give another --workdir"
         ) from error
     try:
         yield
