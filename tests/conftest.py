@@ -25,12 +25,10 @@ import jax
 import pytest
 from jax._src.interpreters import mlir
 
-# Kernels by the compiler's older emitters, in one piece instead of 32 for threads that the other worker
-# uses: less than half of the time, and numbers of the same precision.
-CHEAP = (
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-    " --xla_cpu_parallel_codegen_split_count=1"
-)
+# A program's kernels in one piece, instead of 32 for threads that the other worker uses.
+WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
+# By the compiler's older emitters: with that less than half of the time, and numbers of the same precision.
+CHEAP = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 # A thread lowers all its programs in one context, as JAX itself shares them from 0.11 on: making one is a
 # fifth of a small program's time, and a program holds its own, which were two thirds of a worker's memory.
 CONTEXTS = functools.cache(lambda thread, make=mlir.make_ir_context: make())
@@ -44,7 +42,7 @@ def pytest_configure(config):
 
     Compiles in less time where no chosen test is `optimised`.
     """
-    for flags in (SAME, CHEAP if config.option.markexpr == "not optimised" else ""):
+    for flags in (SAME, WHOLE, CHEAP if config.option.markexpr == "not optimised" else ""):
         if flags not in os.environ.get("XLA_FLAGS", ""):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
