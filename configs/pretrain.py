@@ -27,9 +27,9 @@ BASES = {
     "words": words,
 }
 # Of what has no tokens; neighbours tell much of a patch or a frame.
-SHARES = {"patches": 0.6, "frames": 0.3}
-# Hidden words of requests go on being told better long after 2,000 steps.
-STEPS = {"tokens": 10_000, "patches": 2000, "frames": 2000}
+SHARES = {"patches": 0.6, "frames": 0.5}
+# Hidden words of requests, and frames, go on being told better long after 2,000 steps.
+STEPS = {"tokens": 10_000, "patches": 2000, "frames": 16_000}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:

@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       arg: As of `configs/fsdd.py`.
     """
     config = fsdd.get_config(arg)
-    config.seeds = tuple(range(8))
+    config.seeds = tuple(range(16))
     if config.train.steps > 20:  # no smoke
         config.task.train_examples = 100
         config.train.update(steps=600, batch_size=32, eval_every=300)
