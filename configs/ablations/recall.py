@@ -50,14 +50,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.weights = ()
     config.optim = registry.defaults(optim.Config) | dict(
-        learning_rate=1e-2,
+        learning_rate=5e-3,
         schedule="cosine",
-        warmup_steps=5 if chosen.smoke else 50,
+        warmup_steps=5 if chosen.smoke else 100,
         weight_decay=0.05,
         clip_norm=1.0,
     )
     config.train = registry.defaults(train.Config) | dict(
-        steps=20 if chosen.smoke else 500, batch_size=64, eval_every=10 if chosen.smoke else 250
+        steps=20 if chosen.smoke else 2000, batch_size=64, eval_every=10 if chosen.smoke else 500
     )
     # Seconds between checkpoints; -1 saves as often as costs 1% of the time.
     config.checkpoint = dict(every_seconds=-1.0, keep=2)
