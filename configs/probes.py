@@ -4,10 +4,10 @@
     python -m experiments.train --config=configs/probes.py:task=parity,attention=gla --workdir=runs/parity
 
 Tasks: `copying`, `selective_copying`, `induction`, `parity`, `mqar`, causal, and `sorting`, which is not.
-Dense attention, of the test split (n=3 seeds by `--config.seeds=(0,1,2)`, 95% t intervals), each run on one
-CPU core that other work shared, in 40 to 230 s but for two of parity that were held up: copying and induction
-100%, selective copying 99.97 ± 0.05, mqar 99.99 ± 0.01, sorting 99.9 ± 0.3, and parity 87.7 ± 24.4 (97.5, 77.9
-and 87.8). Parity is known to be out of reach of softmax attention as texts grow
+Dense attention, of the test split (n=3 seeds by `--config.seeds=(0,1,2)`, 95% t intervals), each run on a
+CPU core that other work shared, in 40 to 230 s but for two of parity that were held up: copying and
+induction 100%, selective copying 99.97 ± 0.05, mqar 99.99 ± 0.01, sorting 99.9 ± 0.3, and parity 87.7 ±
+24.4 (97.5, 77.9 and 87.8). Parity is known to be out of reach of softmax attention as texts grow
 (https://arxiv.org/abs/1906.06755).
 
 Short convolutions before each mixing let a token know the one before it, without which no single layer of
