@@ -9,9 +9,6 @@ SHORT = 128
 # Scores of a head in one block above SHORT: with their probabilities they fill the second-level cache. Of
 # fewer keys a block has no more queries than for SHORT: turned, they would lie too far apart for a cache.
 SCORES = 1 << 17
-# Queries of a block if a quarter of them all are as many, however many keys there are: products of fewer
-# cost more than the cache saves, up to half as much time again at 8,192 tokens.
-QUERIES = 256
 # Most parts of the queries under a band, of SHORT queries at least: each is a program to compile. Four of a
 # causal mask leave 5/8 of the pairs, eight would leave 9/16.
 PARTS = 4
@@ -40,8 +37,7 @@ def plan(T: int, S: int, block: int = 0) -> tuple[int, int]:
         blocks = -(-T // block)
         return blocks, -(-T // blocks)
     if jax.default_backend() == "cpu":
-        few = max(64, min(QUERIES, T // 4))
-        C = max(few, SCORES // max(S, SHORT)) if streams(T, S) else T
+        C = max(64, SCORES // max(S, SHORT)) if streams(T, S) else T
     else:
         C = max(128, WIDE_SCORES // S)
     blocks = -(-T // C)
