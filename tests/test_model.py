@@ -303,11 +303,11 @@ def test_sinusoids_are_those_of_the_paper(width):
         close(row, [*np.sin(angles), *np.cos(angles)][:width])
 
 
-def test_sinusoids_are_added_to_the_embeddings():
+def test_sinusoids_are_added_to_embeddings_times_the_root_of_their_width():
     embed = model.Embedding(encoder(positions="sinusoidal").config)
     table = DRAW.standard_normal((11, D))
     got = embed.apply({"params": {"tokens": {"embedding": table}}}, IDS)
-    close(got, table[IDS] + model.sinusoids(jnp.arange(T), D))
+    close(got, D**0.5 * table[IDS] + model.sinusoids(jnp.arange(T), D))
 
 
 def test_pools():

@@ -60,7 +60,7 @@ def stack(config, p, x, allowed, memory=None, seen=None):
     if config.positions == "sinusoidal":
         E = x.shape[1]
         angles = np.arange(len(x))[:, None] / 10_000 ** (np.arange(E // 2) / (E // 2))
-        x = x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+        x = np.sqrt(E) * x + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     if config.positions == "learned":
         x = x + p["embedding"]["positions"][: len(x)]
     if config.embed_width:

@@ -47,8 +47,9 @@ class Config:
       reuse_from: Layers before the first such group, each with heads of its own.
       conv: Tokens that a short convolution reads before each mixing, the token itself the last of
         them; 0 is none. It needs `causal`.
-      positions: `learned`, `sinusoidal`, `rotary` (in every layer), `alibi` or `relative` (a bias of
-        all layers' scores, see `tinyattn.biases`) or `none`.
+      positions: `learned`, `sinusoidal` (beside which tables of tokens are multiplied by the root of
+        their width, as in Vaswani et al. 2017, section 3.4), `rotary` (in every layer), `alibi` or
+        `relative` (a bias of all layers' scores, see `tinyattn.biases`) or `none`.
       causal: Whether a token sees itself and what came before it alone, as a decoder's does.
       decoder_layers: Of a decoder that reads a `prefix` and attends to what the layers above make of the
         inputs; 0 is no decoder. Its ids, and its outputs, are `num_classes`.

@@ -115,6 +115,8 @@ class Embedding(nn.Module):
             x = sum(added, x)
             if config.pool == "cls":
                 x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, E)), x], axis=1)
+            if config.inputs == "tokens" and config.positions == "sinusoidal":
+                x = E**0.5 * x  # a table's rows start out short, and would be lost beside sinusoids
             parts[i] = x if places is None else x + places
         x = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return x if config.width == x.shape[-1] else dense(config, config.width, "project", x)
