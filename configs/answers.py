@@ -102,7 +102,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.checkpoint = dict(every_seconds=-1.0, keep=2)
     changes = {}
     if chosen.task == "multi30k":
-        changes = CAPTIONS if chosen.smoke else CAPTIONS | {"train.batch_size": 16}
+        changes = CAPTIONS | {"train.batch_size": 4 if chosen.smoke else 16}
     if chosen.task == "aeslc":
         changes = SUBJECTS if chosen.smoke else SUBJECTS | LONG
     return override(config, changes)
