@@ -7,11 +7,9 @@
 The datasets come from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`. Pieces of words, one table for all three uses of them.
 
-Translation, one run, seed 0, several captions a row, 6,000 steps on two CPU cores with
-`--config.train.data_devices=2 --config.train.micro_batches=6` in 43 minutes: BLEU 36.9 and chrF 55.9 of the
-test split of 2016 (other work had nine minutes more, in which it was stopped). With a row a caption
-(`:alone`) a step takes 1.7 times as long; 6,000 of those, on an H200 that other work shared, gave 37.1 and
-55.9.
+Translation (n=3 seeds, 95% t intervals), several captions a row: BLEU 38.5 ± 0.6 and chrF 57.6 ± 0.5 of the
+test split of 2016, in 22 to 26 minutes each on one of two CPU cores, other work on the other one, with
+`--config.train.micro_batches=2`.
 
 Subject lines (n=3 seeds, 95% t intervals): ROUGE-1 9.9 ± 0.4%, ROUGE-2 1.9 ± 0.3% and ROUGE-L 9.8 ± 0.4%,
 where the first words of the text have 5.2%, 2.1% and 5.2%; 16 minutes each on a CPU core, two side by side
