@@ -9,6 +9,7 @@ from fake_data import TEXT, answers, serving, write
 
 from configs import answers as answers_config
 from configs import digits
+from configs.ablations import first, translation
 from experiments import predict
 from tinyattn import config, cost, records, sweep, tasks, train, weights
 from tinyattn.tasks import _metrics, _tokens
@@ -81,6 +82,16 @@ def test_what_training_costs_is_told_by_the_text():
     step = cost.count(program.step, state, batch).products
     found = train.costs(program, state, train.forward(program, state))["training_flops"]
     assert rows < 30 and found == pytest.approx(step * rows / 60, rel=1e-6)
+
+
+def test_of_the_table_s_rows_linear_attention_alone_has_a_row_a_text():
+    """It tells no texts of a row apart, and is refused where they share one."""
+    base = config.override(translation.get_config("smoke"), TINY)
+    table = {row.name: row.runs[0].config for row in sweep.expand(base, translation.rows())}
+    found = {name: (x["task"]["pack"], x["train"]["batch_size"]) for name, x in table.items()}
+    assert found.pop("linear") == (0, 26) and set(found.values()) == {(64, 4)}
+    with pytest.raises(ValueError, match="linear"):
+        sweep.expand(base, first.rows())
 
 
 def test_what_is_too_long_has_no_end_and_is_counted():
