@@ -4,8 +4,12 @@
     python -m experiments.train --config=configs/pairs.py:task=stsb --workdir=runs/stsb
     printf 'A cat sat.\tA cat was sitting.\n' | python -m experiments.predict --workdir=runs/stsb
 
-Tasks: `mnli`, `mrpc`, `qnli`, `qqp`, `rte`, `wnli`, and `stsb`, which is a score. None of them was
-measured: only small files with the hub's schema have run.
+Tasks: `mnli`, `mrpc`, `qnli`, `qqp`, `rte`, `wnli`, and `stsb`, which is a score. One run each, seed 0,
+in 3.5 to 4 minutes on one of two CPU cores that other work shared, on GLUE's validation splits: MRPC F1
+76.6% and accuracy 67.2% (logistic regression on the same words, in the same run, 78.0% and 68.1%;
+always `equivalent` 81.2% and 68.4%), RTE accuracy 50.2% (50.2%), STS-B Pearson 0.19 and Spearman 0.19
+(ridge regression on the words that both texts have, and on the others, 0.66 and 0.68). A few thousand
+pairs are learned by heart and teach no more. The other four ran on small files with the hub's schema.
 
 The dataset comes from the hub, or from a directory of Parquet files: TINYATTN_DATA=DIRECTORY, or
 `--config.data.dir=DIRECTORY`.
