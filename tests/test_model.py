@@ -304,10 +304,11 @@ def test_sinusoids_are_those_of_the_paper(width):
 
 
 def test_sinusoids_are_added_to_embeddings_times_the_root_of_their_width():
-    embed = model.Embedding(encoder(positions="sinusoidal").config)
-    table = DRAW.standard_normal((11, D))
-    got = embed.apply({"params": {"tokens": {"embedding": table}}}, IDS)
-    close(got, D**0.5 * table[IDS] + model.sinusoids(jnp.arange(T), D))
+    embed = model.Embedding(encoder(positions="sinusoidal", pool="cls").config)
+    table, first = DRAW.standard_normal((11, D)), DRAW.standard_normal((1, 1, D))
+    got = embed.apply({"params": {"tokens": {"embedding": table}, "cls": first}}, IDS)
+    close(got[:, 1:], D**0.5 * table[IDS] + model.sinusoids(jnp.arange(1, T + 1), D))
+    close(got[:, :1], D**0.5 * first.repeat(B, 0) + model.sinusoids(jnp.arange(1), D))
 
 
 def test_pools():
